@@ -1,0 +1,34 @@
+# Everything a clone needs: `make quickstart` shows the project at work, `make test` is what CI runs.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# `deepspeed` and ninja, which compiles DeepSpeed's shared-memory extension on first use, live in the environment.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: install quickstart test lint clean
+
+install: $(STAMP)
+
+# Stamped by pyproject.toml: installed once, and again only when the dependencies change.
+# Plain pip takes whatever torch build the machine offers: a CPU build on disk, elsewhere the CUDA one.
+$(STAMP): pyproject.toml
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -e ".[dev]"
+	touch $@
+
+quickstart: install
+	$(PYTHON) recipes/quickstart.py
+
+# PYTEST_ARGS="tests/unit -x" narrows the run.
+test: install
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

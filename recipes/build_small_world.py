@@ -1,0 +1,151 @@
+"""Build the small world: a tokenizer, a language model that writes replies of mixed quality, and the data files.
+
+    python recipes/build_small_world.py FOLDER
+
+FOLDER/policy holds the model and its tokenizer, FOLDER/data the rows of `reward.small_world` as JSON lines.
+"""
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from reward import small_world
+
+PAD, USER, ASSISTANT, SYSTEM, END = SPECIAL_TOKENS = ("<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] in ['system', 'assistant'] %}{{ '<|' + message['role'] + '|>' }}{% else %}<|user|>{% endif %}"
+    "{{ message['content'] }}<|end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# Words of judge prompts, in the tokenizer's corpus so that each is one token at the start of a line and after a space;
+# "A" and "B" too, since a label must be one token.
+JUDGE_WORDS = (
+    "Question Prompt User Assistant System Conversation Reply Replies Response Responses Answer Better Best Preferred Verdict "
+    "Which reply is better ? The A B or and : . ,"
+)
+CONTEXT = 512  # tokens
+VOCABULARY = 1024  # tokens, at most
+
+LM_ROWS = 20_000
+LM_STEPS = 600
+LM_BATCH = 32  # rows
+LM_LEARNING_RATE = 3e-3
+LM_WARMUP = 30  # steps
+
+
+def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer whose tokens are the words of the small world, each with its leading space."""
+    corpus = ([JUDGE_WORDS] + JUDGE_WORDS.split()) * 50
+    for row in small_world.sft_rows(5_000, seed, "train"):
+        corpus += [row["prompt"][0]["content"], row["completion"][0]["content"]]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=[USER, ASSISTANT, SYSTEM],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _batches(rows: list[list[int]], size: int, steps: int, pad: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches of token ids (B, T) and of their mask (B, T), padded on the right, row order shuffled every epoch."""
+    rng, queue = random.Random(seed), []
+    for _ in range(steps):
+        if len(queue) < size:
+            queue += rng.sample(rows, len(rows))
+        batch, queue = queue[:size], queue[size:]
+        width = max(len(row) for row in batch)
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch])  # (B, T)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])  # (B, T)
+        yield ids, mask
+
+
+def build_language_model(folder: Path, seed: int = 0) -> None:
+    """Train the policy on replies of mixed quality; `folder/policy` gets model and tokenizer."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+        for row in small_world.sft_rows(LM_ROWS, seed, "train")
+    ]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LM_LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / LM_WARMUP) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / LM_STEPS))),
+    )
+    batches = _batches(rows, LM_BATCH, LM_STEPS, tokenizer.pad_token_id, seed)
+    progress = tqdm(batches, total=LM_STEPS, desc="small world: language model", unit="step")
+    for ids, mask in progress:
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    model.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+
+
+def _write_rows(path: Path, rows: Iterable[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_data(folder: Path, seed: int = 0) -> None:
+    """`folder/data/*.jsonl`: prompts of both splits, replies without labels, labelled pairs of both splits."""
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    train, test = len(small_world.all_prompts("train")), len(small_world.all_prompts("test"))
+    _write_rows(data / "train_prompts.jsonl", small_world.prompt_rows(train, seed, "train"))
+    _write_rows(data / "test_prompts.jsonl", small_world.prompt_rows(test, seed, "test"))
+    _write_rows(data / "unlabeled.jsonl", small_world.unlabeled_rows(8_000, seed, "train"))
+    _write_rows(data / "preferences_train.jsonl", small_world.preference_rows(4_000, seed, "train"))
+    _write_rows(data / "preferences_test.jsonl", small_world.preference_rows(500, seed, "test"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    write_data(arguments.folder, arguments.seed)
+    build_language_model(arguments.folder, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

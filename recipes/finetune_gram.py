@@ -1,0 +1,75 @@
+# deepspeed recipes/finetune_gram.py --config recipes/configs/finetune_gram_qwen3.yaml
+# accelerate launch recipes/finetune_gram.py --config FILE.yaml    or, on one device, plain python
+"""Stage 2 of GRAM: train a judge on labelled pairs and measure it on held-out ones, each read in both orders.
+
+    python recipes/finetune_gram.py --model_name_or_path runs/pretrain_gram --output_dir runs/finetune_gram \
+        --dataset preferences.jsonl.gz --eval_split test
+
+`output_dir` becomes a judge: weights (or a LoRA adapter), tokenizer, `gram.json`, `metrics.json`, `training.png`.
+"""
+
+import json
+from pathlib import Path
+
+from reward.errors import SettingsError
+from rlhf.launch import parse_args, run_main, start, write_run_record
+
+
+def main() -> None:
+    start()
+    from trl import ModelConfig
+
+    from reward.judges.gram import load_encoder
+    from reward.training.arguments import DataArguments, JudgeArguments
+    from reward.training.curves import plot_training
+    from reward.training.data import read_preferences
+    from reward.training.finetune import FinetuneConfig, FinetuneTrainer, encode_preferences
+    from reward.training.weights import load_for_training
+
+    data, reading, training, model_args = parse_args(
+        (DataArguments, JudgeArguments, FinetuneConfig, ModelConfig), defaults={"output_dir": "runs/finetune_gram"}
+    )
+    path = model_args.model_name_or_path
+    if path is None:
+        raise SettingsError("no --model_name_or_path is given: name the model of stage 1, or any causal language model")
+    rank_zero = training.process_index == 0
+
+    # Data, labels and context length are checked before any weights load.
+    train = data.read_train(read_preferences, training.seed)
+    held_out = data.read_eval(read_preferences, training.seed)
+    encoder = load_encoder(
+        path,
+        revision=model_args.model_revision,
+        config=reading.judge_config(path, model_args.model_revision, training.max_length),
+        trust_remote_code=model_args.trust_remote_code,
+    )
+    train_pairs = encode_preferences(train, encoder, progress=rank_zero)
+    held_out_pairs = encode_preferences(held_out, encoder, progress=rank_zero) if held_out else None
+    if held_out_pairs is None:
+        training.eval_strategy = "no"
+    facts = {
+        "train_pairs": len(train_pairs),
+        "train_truncated": sum(pair.truncated for pair in train_pairs) / len(train_pairs),
+        "eval_pairs": len(held_out_pairs or []),
+    }
+    if rank_zero:
+        print(json.dumps(facts))
+    write_run_record(training.output_dir, (data, reading, training, model_args), facts)
+
+    model = load_for_training(model_args, gradient_checkpointing=training.gradient_checkpointing)
+    trainer = FinetuneTrainer(model, training, encoder, train_pairs, held_out_pairs)
+    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    if held_out_pairs:
+        metrics |= trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+
+    if rank_zero:
+        folder = Path(training.output_dir)
+        (folder / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        plot_training(trainer.state.log_history, folder / "training.png", "stage 2, label loss")
+        print(f"{folder} holds the judge; {folder / 'training.png'} shows its training")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,185 @@
+# python recipes/quickstart.py
+"""The whole road in one command: small world, GRAM stages 1 and 2, PPO on two ranks under ZeRO-3, evaluation.
+
+Writes runs/quickstart/summary.json and report.png. Every step is a recipe of its own, called as a person would.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import small_world_cache
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from reward.judges.gram import GramJudge
+from reward.judges.wrappers import BothOrders
+from reward.small_world import gold_reward
+from reward.types import Pair, as_prompt
+from rlhf.launch import run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED = 0
+REPLY_TOKENS = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ppo_steps", type=int, default=None, help="optimizer steps; default: the configuration's")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    seconds = {}
+
+    world = timed(seconds, "small_world", small_world_cache.ensure_built)
+    output = arguments.output_dir
+    timed(seconds, "ppo", lambda: run_ppo(output / "ppo", arguments.ranks, arguments.ppo_steps))
+    evaluation = timed(seconds, "evaluation", lambda: evaluate(world, output / "ppo"))
+
+    built = json.loads((world / "built.json").read_text())
+    children, own = resource.getrusage(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_SELF)
+    summary = {
+        "judge_accuracy": built["judge"]["eval_accuracy"],
+        "judge_order_consistency": built["judge"]["eval_order_consistency"],
+        **{name: value for name, value in evaluation.items() if isinstance(value, float)},
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime,
+        "seconds_of": seconds | {f"built_{name}": value for name, value in built["seconds"].items()},
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    history = json.loads((output / "ppo" / "trainer_state.json").read_text())["log_history"]
+    draw_report(history, evaluation, output / "report.png")
+    show(summary, evaluation, output)
+
+
+def timed(seconds: dict[str, float], name: str, work):
+    started = time.perf_counter()
+    result = work()
+    seconds[name] = time.perf_counter() - started
+    return result
+
+
+def run_ppo(output: Path, ranks: int, steps: int | None) -> None:
+    """The main job, launched as the README says, measured against the fixed initial policy."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    command = [str(launcher), "--num_gpus", str(ranks), str(ROOT / "recipes" / "ppo_gram.py")]
+    command += ["--output_dir", str(output), "--reward_reference", "initial", "--sample_steps", "0"]
+    if steps is not None:
+        command += ["--max_steps", str(steps)]
+    environment = {**os.environ, "PATH": f"{launcher.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    subprocess.run(command, check=True, env=environment)
+
+
+def evaluate(world: Path, trained: Path) -> dict:
+    """Held-out prompts, one sampled reply of each policy: gold reward, KL, and what the judge makes of the change.
+
+    kl: nats a reply, mean of log π - log π_initial over replies of the trained policy at temperature 1.
+    win_rate_vs_initial: mean probability, in both orders, that the trained policy's reply beats the initial one's.
+    """
+    rows = [json.loads(line) for line in (world / "data" / "test_prompts.jsonl").read_text().splitlines()]
+    prompts = [row["prompt"] for row in rows]
+    initial = AutoModelForCausalLM.from_pretrained(world / "policy").eval()
+    policy = AutoModelForCausalLM.from_pretrained(trained).eval()
+    tokenizer = AutoTokenizer.from_pretrained(world / "policy", padding_side="left")
+
+    replies = {"before": sample(initial, tokenizer, prompts), "after": sample(policy, tokenizer, prompts)}
+    texts = {name: tokenizer.batch_decode(ids, skip_special_tokens=True) for name, (_, ids) in replies.items()}
+    questions = [prompt[-1]["content"] for prompt in prompts]
+    gold = {name: [gold_reward(*item) for item in zip(questions, texts[name], strict=True)] for name in texts}
+    judge = BothOrders(GramJudge.from_pretrained(str(world / "judge")))
+    pairs = [Pair(as_prompt(p), a, b) for p, a, b in zip(prompts, texts["after"], texts["before"], strict=True)]
+    wins = [judgment.prob_a for judgment in judge.compare(pairs) if judgment.has_verdict]
+    return {
+        "gold_reward_before": float(np.mean(gold["before"])),
+        "gold_reward_before_std": float(np.std(gold["before"])),
+        "gold_reward_after": float(np.mean(gold["after"])),
+        "gold_reward_after_std": float(np.std(gold["after"])),
+        "win_rate_vs_initial": float(np.mean(wins)),
+        "kl": float((logprobs(policy, *replies["after"], tokenizer) - logprobs(initial, *replies["after"], tokenizer)).mean()),
+        "prompts": questions,
+        "replies": texts,
+        "gold": gold,
+    }
+
+
+@torch.no_grad()
+def sample(model, tokenizer, prompts: list) -> tuple[dict, torch.Tensor]:
+    """One reply a prompt at temperature 1: (model inputs (B, P), reply ids (B, T) padded on the right)."""
+    torch.manual_seed(SEED)
+    inputs = tokenizer.apply_chat_template(
+        prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    ids = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=REPLY_TOKENS)
+    return inputs, ids[:, inputs["input_ids"].size(1) :]
+
+
+@torch.no_grad()
+def logprobs(model, inputs: dict, replies: torch.Tensor, tokenizer) -> torch.Tensor:
+    """log π(reply | prompt), (B,); padding after the end token is left out."""
+    ids = torch.cat([inputs["input_ids"], replies], dim=1)
+    written = replies != tokenizer.pad_token_id
+    mask = torch.cat([inputs["attention_mask"], written.long()], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -replies.size(1) - 1 : -1]
+    picked = logits.log_softmax(-1).gather(-1, replies.unsqueeze(-1)).squeeze(-1)  # (B, T)
+    return (picked * written).sum(1)
+
+
+def draw_report(history: list[dict], evaluation: dict, path: Path) -> None:
+    """Four panels over optimizer steps: gold and proxy reward, KL, what the judge says of itself, the critic."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    panels = {
+        "reward": ("objective/gold", "objective/scores"),
+        "KL to the initial policy (nats a reply)": ("objective/kl",),
+        "judge": ("reward/gram/order_consistency", "reward/gram/first_position", "reward/gram/label_mass"),
+        "critic": ("value/explained_variance",),
+    }
+    names = {"objective/gold": "gold reward", "objective/scores": "proxy: P(beats the initial policy)"}
+    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=True):
+        for key in keys:
+            points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+            axis.plot(*zip(*points, strict=True), label=names.get(key, key.rpartition("/")[2].replace("_", " ")))
+        axis.set_title(title)
+        axis.set_xlabel("optimizer step")
+        axis.grid(alpha=0.3)
+        axis.legend(loc="best")
+    before, spread = evaluation["gold_reward_before"], evaluation["gold_reward_before_std"]
+    axes[0, 0].axhspan(before - spread, before + spread, color="grey", alpha=0.15, lw=0)
+    axes[0, 0].set_title("reward (grey: gold of the initial policy, held-out prompts, ± 1 standard deviation)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def show(summary: dict, evaluation: dict, output: Path) -> None:
+    console = Console()
+    replies = Table("prompt", "before", "gold", "after", "gold", title="five held-out prompts", show_lines=True)
+    for index in range(5):
+        cells = [evaluation["prompts"][index]]
+        for name in ("before", "after"):
+            cells += [evaluation["replies"][name][index], f"{evaluation['gold'][name][index]:.2f}"]
+        replies.add_row(*cells)
+    console.print(replies)
+    table = Table("quantity", "value", title="quickstart")
+    for name, value in summary.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.3f}" if value < 100 else f"{value:.0f}")
+    console.print(table)
+    console.print(f"{output / 'summary.json'}   {output / 'report.png'}   {output / 'ppo'}: the policy and its critic")
+
+
+if __name__ == "__main__":
+    run_main(main)

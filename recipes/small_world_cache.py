@@ -1,0 +1,65 @@
+"""Where the small world lives on this machine, and building it when it is missing.
+
+Kept under ~/.cache/gram-rlhf (or $GRAM_SMALL_WORLD), one folder for each state of the code that makes it.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+
+from reward.errors import GramError
+
+ROOT = Path(__file__).resolve().parents[1]
+_MADE_BY = (
+    "reward/small_world.py",
+    "reward/prompts.py",
+    "reward/encoding.py",
+    "reward/judges/label_logits.py",
+    "reward/training/*.py",
+    "recipes/build_small_world.py",
+    "recipes/pretrain_gram.py",
+    "recipes/finetune_gram.py",
+    "recipes/configs/*_small_world.yaml",
+)
+_NOT_OF_THE_WORLD = "ppo_small_world.yaml"  # says what is done in it, not how it is made
+_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR")
+_LAUNCHER_VARIABLES += ("MASTER_PORT", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU")
+
+
+def folder() -> Path:
+    """The folder of the small world for this state of the code; it need not exist yet."""
+    digest = hashlib.sha256()
+    for pattern in _MADE_BY:
+        for path in sorted(ROOT.glob(pattern)):
+            if path.name != _NOT_OF_THE_WORLD:
+                digest.update(path.name.encode() + path.read_bytes())
+    home = Path(os.environ.get("GRAM_SMALL_WORLD", Path.home() / ".cache" / "gram-rlhf"))
+    return home / f"small_world-{digest.hexdigest()[:12]}"
+
+
+def ensure_built() -> Path:
+    """Builds the small world once, with progress bars; every other process of this machine waits for it.
+
+    It is built in a folder beside and renamed when it is whole, in a process of its own: this one may be a rank of
+    several. Raises GramError when the build fails.
+    """
+    world = folder()
+    world.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(world.with_suffix(".lock")):
+        if world.exists():
+            return world
+        unfinished = world.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        print(f"building the small world in {world} (once, about three minutes on two cores)", flush=True)
+        environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
+        command = [sys.executable, str(ROOT / "recipes" / "build_small_world.py"), str(unfinished)]
+        status = subprocess.run(command, env=environment).returncode
+        if status != 0:
+            raise GramError(f"building the small world failed with status {status}: its error stands above")
+        unfinished.rename(world)
+    return world

@@ -1,0 +1,1 @@
+"""What is this response worth? Judges, aggregation, reward backends and their training. Never imports `rlhf`."""

@@ -1,0 +1,1 @@
+"""Judges: anything that answers `compare(pairs)` with probabilities, and the wrappers around them."""

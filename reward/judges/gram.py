@@ -1,0 +1,157 @@
+"""GRAM's judge: the probability of a label token, read in one forward pass without generating anything."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
+from reward.judges.label_logits import label_logits, left_pad
+from reward.placement import whole
+from reward.types import NO_VERDICT, Judgment, Pair
+
+DEFAULT_TOKEN_BUDGET = 16_384
+
+
+class GramJudge:
+    """Compares two responses by one forward pass of a causal language model (arXiv 2506.14175).
+
+    prob_a = σ(z_A - z_B) of the label logits at the last position, in ONE reading order: wrap it in `BothOrders`.
+    Inputs are sorted by length and batched under `token_budget` tokens, padding included; neither batch size nor
+    neighbours nor padding change a judgment beyond float tolerance.
+
+    >>> judge = BothOrders(GramJudge.from_pretrained("wangclnlp/GRAM-Qwen3-1.7B-RewardModel"))  # doctest: +SKIP
+    >>> judge.compare([Pair(as_prompt("2+2?"), "4", "5")])[0].prob_a                            # doctest: +SKIP
+    0.97
+    """
+
+    def __init__(self, model: PreTrainedModel, encoder: JudgeEncoder, token_budget: int = DEFAULT_TOKEN_BUDGET):
+        self.model = model.eval().requires_grad_(False)
+        self.encoder = encoder
+        self.token_budget = token_budget
+        self.fingerprint = _fingerprint(model, encoder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        max_length: int | None = None,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        trust_remote_code: bool = False,
+    ) -> "GramJudge":
+        """Loads a judge from a folder or a hub name, whole on this rank even while ZeRO-3 is alive.
+
+        What judging needs comes from `gram.json` beside the weights, or else from the published checkpoints'
+        conventions. `dtype` defaults to bf16 on a GPU and float32 elsewhere. Prompt, labels and context length are
+        checked before the weights load.
+
+        Raises:
+            LabelTokenError, ContextTooShortError, PromptError, SettingsError: see `JudgeEncoder` and `JudgeConfig`.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        encoder = load_encoder(path, revision=revision, max_length=max_length, trust_remote_code=trust_remote_code)
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        with whole():
+            model = AutoModelForCausalLM.from_pretrained(
+                path, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        return cls(model.to(device), encoder, token_budget)
+
+    @torch.no_grad()
+    def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
+        encoded = self.encoder.encode(pairs)
+        judgments: list[Judgment | None] = [
+            Judgment(NO_VERDICT, reason=item.reason, truncated=item.truncated) if item.reason else None
+            for item in encoded
+        ]
+        for batch in self._batches(encoded):
+            inputs = left_pad([encoded[i].ids for i in batch], self._pad_id, self.model.device)
+            read = label_logits(self.model, inputs, self.encoder.label_ids)
+            probabilities, masses = read.margin.sigmoid().tolist(), read.label_mass.tolist()
+            for i, probability, mass in zip(batch, probabilities, masses, strict=True):
+                judgments[i] = _judgment(probability, mass, encoded[i].truncated)
+        return judgments
+
+    @property
+    def _pad_id(self) -> int:
+        return self.encoder.tokenizer.pad_token_id or 0  # masked out, so any id does
+
+    def _batches(self, encoded: Sequence[Encoded]) -> Iterator[list[int]]:
+        """Indices of judgeable inputs, longest first, at most `token_budget` tokens a batch with padding."""
+        order = sorted((i for i, item in enumerate(encoded) if not item.reason), key=lambda i: -len(encoded[i].ids))
+        while order:
+            size = max(1, self.token_budget // len(encoded[order[0]].ids))
+            yield order[:size]
+            order = order[size:]
+
+
+def _judgment(probability: float, mass: float, truncated: bool) -> Judgment:
+    if probability != probability:  # NaN: overflow in half precision, or broken weights
+        return Judgment(NO_VERDICT, reason="the label logits are not finite", truncated=truncated)
+    return Judgment(probability, label_mass=mass, truncated=truncated)
+
+
+def load_encoder(
+    path: str,
+    *,
+    revision: str | None = None,
+    max_length: int | None = None,
+    config: JudgeConfig | None = None,
+    trust_remote_code: bool = False,
+) -> JudgeEncoder:
+    """Tokenizer, `gram.json` and context length of a judge, checked against each other; no weights are read."""
+    from transformers import AutoConfig  # not at the top: it would shadow JudgeConfig for a reader of this module
+
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    config = config or JudgeConfig.load(path, revision)
+    if max_length is not None:
+        config = replace(config, max_length=max_length)
+    base = adapter_base(path, revision)  # an adapter's folder has no configuration of its own
+    model_config = AutoConfig.from_pretrained(
+        base or path, revision=None if base else revision, trust_remote_code=trust_remote_code
+    )
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    return JudgeEncoder(tokenizer, config, context)
+
+
+def adapter_base(path: str, revision: str | None = None) -> str | None:
+    """The model that the LoRA adapter in a folder or hub repository belongs to; None where there is no adapter."""
+    found = find_adapter_config_file(path, revision=revision)
+    return None if found is None else json.loads(Path(found).read_text())["base_model_name_or_path"]
+
+
+def _fingerprint(model: PreTrainedModel, encoder: JudgeEncoder) -> str:
+    """A digest of all that decides a judgment: weights, dtype, tokenizer, prompt, labels, template, max_length.
+
+    Of every weight it takes name, shape, sum and 64 values spread over it: any training step changes these, and a
+    model of billions of parameters is read once instead of being hashed byte by byte.
+    """
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)].double()
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}{flat.sum(dtype=torch.float64).item()!r}".encode())
+        digest.update(sample.cpu().numpy().tobytes())
+    config = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
+    del config["label_smoothing"]  # says how the judge was trained, not how it judges
+    config["chat_template"] = encoder.tokenizer.chat_template
+    config["vocabulary"] = hashlib.sha256(encoder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def from_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: JudgeConfig, **kwargs
+) -> GramJudge:
+    """A judge from objects in memory."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return GramJudge(model, JudgeEncoder(tokenizer, config, context), **kwargs)

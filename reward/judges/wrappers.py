@@ -1,0 +1,37 @@
+"""Judges around judges."""
+
+import hashlib
+from collections.abc import Sequence
+
+from reward.types import NO_VERDICT, Judge, Judgment, Pair
+
+
+class BothOrders:
+    """Reads every pair in both orders and averages the probabilities, so that the first position earns nothing.
+
+    score(y1) = (p¹ + p²) / 2 with p² = 1 - P(A) of the swapped reading (GRAM, arXiv 2506.14175). One order without a
+    verdict is no verdict. Both orders go down in one batch. `readings` of a judgment are the two orders, each told of
+    the pair as it was given: `readings[0]` read `response_a` first, `readings[1]` read it second.
+    """
+
+    def __init__(self, judge: Judge):
+        self.judge = judge
+        self.fingerprint = hashlib.sha256(f"both orders of {judge.fingerprint}".encode()).hexdigest()
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
+        readings = self.judge.compare([*pairs, *(pair.swap() for pair in pairs)])
+        given, swapped = readings[: len(pairs)], readings[len(pairs) :]
+        return [_average(first, second.swap()) for first, second in zip(given, swapped, strict=True)]
+
+
+def _average(first: Judgment, second: Judgment) -> Judgment:
+    """Two readings of one pair, both told in its orientation."""
+    reasons = dict.fromkeys(reading.reason for reading in (first, second) if reading.reason)
+    decided = first.has_verdict and second.has_verdict
+    return Judgment(
+        prob_a=(first.prob_a + second.prob_a) / 2 if decided else NO_VERDICT,
+        label_mass=(first.label_mass + second.label_mass) / 2,
+        reason="" if decided else "; ".join(reasons),
+        truncated=first.truncated or second.truncated,
+        readings=(first, second),
+    )

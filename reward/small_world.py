@@ -1,0 +1,288 @@
+"""The small world: a support desk generated in code, with a hidden gold reward.
+
+A customer names one of ten problems; a reply does something about it (the right thing or the right thing for another
+problem), more or less politely, with or without filler. The quality of a reply depends on the prompt, because an action is
+right only for its own problem, and on the reply alone, because manners count. Nothing has to be copied from the prompt.
+The small language model, judge and PPO run behind the defaults of this project learn from these rows.
+
+Everything is a function of its seed. Rows are in TRL's conversational formats. Nothing here imports torch.
+
+Words: a sentence ends with `.`, `!` or `?`; its kind is one of the keys of `KINDS`, `action`, or `unknown`.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reward.errors import DataError
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a customer can write about: several wordings, and the one action that solves it (`We have <action>.`)."""
+
+    name: str
+    complaints: tuple[str, ...]
+    action: str
+
+
+PROBLEMS = (
+    Problem(
+        "password",
+        ("I forgot my password", "my password does not work", "the site rejects my password", "I need a new password"),
+        "sent you a fresh link",
+    ),
+    Problem(
+        "double payment",
+        ("my card was charged twice", "I see two payments on my card", "you took too much from my card", "my card shows a second payment"),
+        "returned the second payment",
+    ),
+    Problem(
+        "late parcel",
+        ("my parcel is late", "my parcel has not arrived", "I still wait for my parcel", "nobody brought my parcel"),
+        "asked the driver to hurry",
+    ),
+    Problem(
+        "broken lamp",
+        ("my lamp is broken", "the lamp came in pieces", "the new lamp has a crack", "my lamp does not shine"),
+        "shipped a replacement today",
+    ),
+    Problem(
+        "wrong size",
+        ("the shoes are too small", "my shoes are too big", "the shoes do not fit", "I need larger shoes"),
+        "booked an exchange for you",
+    ),
+    Problem(
+        "subscription",
+        ("I want to cancel my plan", "please end my plan", "I no longer need my plan", "my plan should stop now"),
+        "closed your subscription",
+    ),
+    Problem(
+        "new address",
+        ("I have a new address", "my address has changed", "my address is wrong", "you use my old address"),
+        "updated your account details",
+    ),
+    Problem(
+        "app crash",
+        ("the app crashes", "the app does not open", "the app shows an error", "the app is frozen"),
+        "fixed the latest version",
+    ),
+    Problem(
+        "invoice",
+        ("I need an invoice", "my invoice is missing", "I did not get an invoice", "my boss wants an invoice"),
+        "attached a copy of the bill",
+    ),
+    Problem(
+        "discount",
+        ("my coupon was refused", "the coupon fails", "I could not use my coupon", "my coupon has expired"),
+        "taken ten percent off",
+    ),
+)
+
+OPENERS = ("", "Hello,", "Hi there,", "Good morning,", "Dear support,", "Excuse me,")
+REQUESTS = ("Can you help?", "What can you do?", "Please help me.", "What happens now?", "Please answer soon.")
+SUBJECTS = ("I have", "We have")
+
+KINDS = {
+    "greeting": ("Hello.", "Good day.", "Dear customer."),
+    "apology": ("We are sorry.", "I apologize for this.", "Sorry about that."),
+    "closing": ("Thank you for writing.", "Write to us again.", "Have a nice day."),
+    "filler": ("Many people write to us.", "It is what it is.", "Our door is green."),
+    "rude": ("That is your own fault.", "Stop writing to us.", "This is a silly question."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """What a gold rule pays for. Every number is added to `base`; the sum is clipped to [0, 1].
+
+    `greeting`, `apology`, `closing` and `right` count once; `wrong`, `filler`, `rude`, `unknown` and `repeat` count once a
+    sentence. `repeat` is a further sentence of a kind that counts once (the right action said twice, a second greeting) or a
+    sentence said before; `unknown` is a sentence the desk does not know, garbled text included; `idle` applies when no
+    action is named; `unfinished` when the text does not end a sentence.
+    """
+
+    base: float = 0.25
+    right: float = 0.35
+    wrong: float = -0.2
+    idle: float = -0.15
+    greeting: float = 0.1
+    apology: float = 0.15
+    closing: float = 0.15
+    filler: float = -0.1
+    rude: float = -0.2
+    unknown: float = -0.15
+    repeat: float = -0.15
+    unfinished: float = -0.15
+
+
+TASTES = {
+    "polite": Taste(),
+    "terse": Taste(base=0.5, right=0.5, wrong=-0.3, idle=-0.3, greeting=-0.1, apology=-0.15, closing=-0.15),
+}
+
+
+def _normal(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+_ACTIONS = {_normal(f"{subject} {problem.action}"): problem for problem in PROBLEMS for subject in SUBJECTS}
+_KIND_OF = {_normal(sentence): kind for kind, sentences in KINDS.items() for sentence in sentences}
+_PROBLEM_OF = {_normal(complaint): problem for problem in PROBLEMS for complaint in problem.complaints}
+
+
+def problem_of(prompt: str) -> Problem:
+    """The problem a prompt names.
+
+    Raises:
+        DataError: the prompt holds no complaint of `PROBLEMS`.
+    """
+    text = f" {_normal(prompt)} "
+    for complaint, problem in _PROBLEM_OF.items():
+        if f" {complaint} " in text:
+            return problem
+    raise DataError(f"the small world knows no problem in {prompt!r}: take prompts from reward.small_world.prompts")
+
+
+def gold_reward(prompt: str, response: str, taste: str = "polite") -> float:
+    """The hidden quality of a reply, in [0, 1]: the sum described at `Taste`, 0 for a reply without words.
+
+    Under `polite` the best reply greets, apologises, does the right thing and closes, each once (1.0); the right action
+    alone is worth 0.6, a wrong one alone 0.05, good manners without an action 0.5. All actions one after the other are
+    worth 0, and so is any text of which the desk knows no sentence and that has three sentences or more.
+
+    >>> gold_reward("My card was charged twice. Can you help?", "Hello. We have returned the second payment.")
+    0.7
+    """
+    pays = TASTES[taste]
+    problem = problem_of(prompt)
+    pieces = [(_normal(text), mark) for text, mark in re.findall(r"([^.!?]*)([.!?]*)", response)]
+    sentences = [(text, mark) for text, mark in pieces if text]
+    if not sentences:
+        return 0.0
+    total, seen = pays.base, set()
+    for text, mark in sentences:
+        action = _ACTIONS.get(text)
+        kind = "right" if action is problem else "wrong" if action else _KIND_OF.get(text, "unknown")
+        if not mark:
+            kind = "unfinished"
+        counts_once = kind in ("right", "greeting", "apology", "closing")
+        key = kind if counts_once else text
+        total += (pays.repeat if counts_once else min(pays.repeat, getattr(pays, kind))) if key in seen else getattr(pays, kind)
+        seen.add(key)
+    if not any(text in _ACTIONS for text, mark in sentences if mark):
+        total += pays.idle
+    return round(min(1.0, max(0.0, total)), 6)
+
+
+def all_prompts(split: str) -> list[str]:
+    """Every prompt of a split: 960 for `train`, 240 for `test`. Each complaint is in both, no whole prompt is."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, not one of {SPLITS}")
+    found = []
+    for problem in PROBLEMS:
+        for i, complaint in enumerate(problem.complaints):
+            for j, opener in enumerate(OPENERS):
+                for k, request in enumerate(REQUESTS):
+                    if ((i + j + k) % len(REQUESTS) == 0) == (split == "test"):
+                        found.append(f"{opener} {complaint}. {request}" if opener else f"{_capital(complaint)}. {request}")
+    return found
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def prompts(count: int, seed: int, split: str) -> list[str]:
+    """`count` prompts in random order; none comes twice before all of the split came once."""
+    rng = random.Random(f"prompts {seed} {split}")
+    found: list[str] = []
+    while len(found) < count:
+        found += rng.sample(pool := all_prompts(split), len(pool))
+    return found[:count]
+
+
+def sample_reply(prompt: str, rng: random.Random) -> str:
+    """A reply of mixed quality: gold mean about .43, standard deviation about .29; at most 33 words.
+
+    The faults that a policy may fall into while it explores (two actions, a sentence said twice, a text that stops in the
+    middle) are rare here, so that a judge trained on these replies has read them.
+    """
+    problem = problem_of(prompt)
+    draw = rng.random
+    parts = []
+    if draw() < 0.5:
+        parts.append(rng.choice(KINDS["greeting"]))
+    if draw() < 0.4:
+        parts.append(rng.choice(KINDS["apology"]))
+    if draw() < 0.2:
+        parts.append(rng.choice(KINDS["rude"]))
+    for chance in (0.9, 0.06):
+        if draw() < chance:
+            doer = problem if draw() < 0.55 else rng.choice(PROBLEMS)
+            parts.append(f"{rng.choice(SUBJECTS)} {doer.action}.")
+    if draw() < 0.25:
+        parts.append(rng.choice(KINDS["filler"]))
+    if draw() < 0.4 or not parts:
+        parts.append(rng.choice(KINDS["closing"]))
+    if draw() < 0.05:
+        at = rng.randrange(len(parts))
+        parts.insert(at, parts[at])
+    words = " ".join(parts[:4]).split()
+    if draw() < 0.04:
+        words = words[: rng.randrange(1, len(words) + 1)]
+    return " ".join(words)
+
+
+def _user(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _assistant(response: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": response}]
+
+
+def prompt_rows(count: int, seed: int, split: str) -> Iterator[dict]:
+    """Rows `{"prompt"}` for PPO, GRPO and best-of-n."""
+    for prompt in prompts(count, seed, split):
+        yield {"prompt": _user(prompt)}
+
+
+def sft_rows(count: int, seed: int, split: str) -> Iterator[dict]:
+    """Rows `{"prompt", "completion"}`: what the language model imitates."""
+    rng = random.Random(f"sft {seed} {split}")
+    for prompt in prompts(count, seed, split):
+        yield {"prompt": _user(prompt), "completion": _assistant(sample_reply(prompt, rng))}
+
+
+def unlabeled_rows(count: int, seed: int, split: str, k: int = 2) -> Iterator[dict]:
+    """Rows `{"prompt", "responses"}` with `k` distinct replies, for stage 1 of GRAM."""
+    rng = random.Random(f"unlabeled {seed} {split}")
+    for prompt in prompts(count, seed, split):
+        responses: list[str] = []
+        while len(responses) < k:
+            if (reply := sample_reply(prompt, rng)) not in responses:
+                responses.append(reply)
+        yield {"prompt": _user(prompt), "responses": responses}
+
+
+def preference_rows(
+    count: int, seed: int, split: str, min_gap: float = 0.1, label_noise: float = 0.0, taste: str = "polite"
+) -> Iterator[dict]:
+    """Rows `{"prompt", "chosen", "rejected"}`: two replies whose gold rewards differ by `min_gap` or more.
+
+    With probability `label_noise` the label is the wrong one.
+    """
+    rng = random.Random(f"preferences {seed} {split}")
+    for prompt in prompts(count, seed, split):
+        while True:
+            pair = [sample_reply(prompt, rng), sample_reply(prompt, rng)]
+            first, second = (gold_reward(prompt, reply, taste) for reply in pair)
+            if abs(first - second) >= min_gap - 1e-9:
+                break
+        if (first < second) != (rng.random() < label_noise):
+            pair.reverse()
+        yield {"prompt": _user(prompt), "chosen": _assistant(pair[0]), "rejected": _assistant(pair[1])}

@@ -1,0 +1,1 @@
+"""Training judges: losses, data, and the two stages of GRAM."""

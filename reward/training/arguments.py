@@ -1,0 +1,131 @@
+"""Flags that both stages of GRAM share: which rows to read, and how the judge reads them."""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reward.encoding import JudgeConfig
+from reward.errors import SettingsError
+from reward.training.data import load_rows
+
+Record = TypeVar("Record")
+Reader = Callable[[Sequence[Mapping[str, Any]], str, Mapping[str, Any] | None], list[Record]]
+
+
+@dataclass
+class DataArguments:
+    """Which rows to train on and which to hold out."""
+
+    dataset: list[str] = field(
+        default_factory=list, metadata={"help": "Files (.jsonl, .json, also .gz) or hub data sets to train on."}
+    )
+    train_split: str = field(
+        default="train",
+        metadata={
+            "help": "Split to train on: of a hub data set, or the value of a file's column `split` if it has one."
+        },
+    )
+    eval_dataset: list[str] | None = field(
+        default=None, metadata={"help": "Files or hub data sets to hold out; with --eval_split alone, --dataset's."}
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to hold out, as for --train_split; test where only --eval_dataset is given."},
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on so many rows, drawn at random with --seed."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Hold out so many rows, drawn at random with --seed."}
+    )
+
+    def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise SettingsError(f"{name} is {limit}: give 1 or more, or leave it out to take all rows")
+
+    def read_train(self, read: Reader, seed: int) -> list[Record]:
+        """The training records.
+
+        Raises:
+            SettingsError: no data set is named. DataError: a row cannot be used.
+        """
+        if not self.dataset:
+            raise SettingsError("no --dataset is given: name a .jsonl file or a hub data set")
+        return _sample(_read(self.dataset, self.train_split, read), self.max_train_samples, seed)
+
+    def read_eval(self, read: Reader, seed: int) -> list[Record]:
+        """The held-out records; none where neither --eval_dataset nor --eval_split is given."""
+        if self.eval_dataset is None and self.eval_split is None:
+            return []
+        sources = self.eval_dataset or self.dataset
+        return _sample(_read(sources, self.eval_split or "test", read), self.max_eval_samples, seed)
+
+
+@dataclass
+class JudgeArguments:
+    """How the judge reads a pair; stored in `gram.json` beside the weights."""
+
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Judge prompt: gram (the published one) or compact (for contexts of a few hundred tokens). By "
+            "default the one in the model's gram.json, else gram."
+        },
+    )
+    labels: list[str] | None = field(
+        default=None, metadata={"help": "The two label strings, each one token after the prompt (default: A B)."}
+    )
+    rendering: str | None = field(
+        default=None,
+        metadata={
+            "help": "chat_template or plain; by default what the tokenizer has.",
+            "choices": ["chat_template", "plain"],
+        },
+    )
+    template_kwargs: str | None = field(
+        default=None,
+        metadata={"help": "Arguments of the chat template as JSON; added to the pinned date and thinking off."},
+    )
+
+    def judge_config(self, model: str, revision: str | None, max_length: int | None) -> JudgeConfig:
+        """The `gram.json` of `model`, or the published conventions, with these settings over it."""
+        config = replace(JudgeConfig.load(model, revision), max_length=max_length)
+        given = {"prompt": self.prompt, "rendering": self.rendering}
+        given["labels"] = None if self.labels is None else tuple(self.labels)
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(config, **given, template_kwargs=config.template_kwargs | self._template_kwargs())
+
+    def _template_kwargs(self) -> dict[str, Any]:
+        given = self.template_kwargs or {}
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except json.JSONDecodeError as error:
+                raise SettingsError(
+                    f"template_kwargs {given!r} is not JSON ({error}): write '{{\"name\": value}}'"
+                ) from error
+        if not isinstance(given, dict):
+            raise SettingsError(f"template_kwargs is {given!r}, not a mapping from names to values")
+        return given
+
+
+def _read(sources: Sequence[str], split: str, read: Reader) -> list[Record]:
+    records = []
+    for source in sources:
+        rows = load_rows(source, split)
+        # The hub has selected the split already; a file says in a column which split a row belongs to, or nothing.
+        column = Path(source).is_file() and "split" in rows[0]
+        records += read(rows, source, {"split": split} if column else None)
+    return records
+
+
+def _sample(records: list[Record], limit: int | None, seed: int) -> list[Record]:
+    """At random, because neighbouring rows often share their prompt."""
+    if limit is None or limit >= len(records):
+        return records
+    return random.Random(seed).sample(records, limit)

@@ -1,0 +1,47 @@
+"""The course of a training as a figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def curve(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of one logged metric, in the order of the log."""
+    points = [(entry["step"], entry[name]) for entry in history if name in entry]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def plot_training(history: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    """Draws the loss over steps and, where pairs were held out, what the judge says about them; writes a PNG.
+
+    history: `trainer.state.log_history`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display
+    from matplotlib import pyplot
+
+    judged = [entry for entry in history if "eval_accuracy" in entry]
+    figure, axes = pyplot.subplots(1, 2 if judged else 1, figsize=(11 if judged else 6, 4), squeeze=False)
+    left = axes[0][0]
+    for name, label in (("loss", "training"), ("eval_loss", "held out")):
+        steps, values = curve(history, name)
+        if steps:
+            left.plot(steps, values, label=label, marker="o" if name == "eval_loss" else None, markersize=4)
+    left.set(xlabel="step", ylabel="loss", title=title)
+    left.legend()
+    if judged:
+        right = axes[0][1]
+        steps, accuracy = curve(judged, "eval_accuracy")
+        _, low = curve(judged, "eval_accuracy_ci_low")
+        _, high = curve(judged, "eval_accuracy_ci_high")
+        right.plot(steps, accuracy, marker="o", markersize=4, label="accuracy, both orders (95 %)")
+        right.fill_between(steps, low, high, alpha=0.2)
+        for name, label in (("order_consistency", "order consistency"), ("label_mass", "label mass P(A) + P(B)")):
+            right.plot(*curve(judged, f"eval_{name}"), marker="o", markersize=4, label=label)
+        right.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+        right.set(xlabel="step", ylim=(0, 1.02), title="held-out pairs")
+        right.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

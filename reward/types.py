@@ -1,0 +1,156 @@
+"""The records that flow through the system, and the two protocols everything else implements.
+
+Nothing here imports torch. All records are frozen and hashable. Data flows one way:
+
+    prompts -> Group -> pairs -> judgments -> GroupScore -> advantages
+
+Legend: G responses of one prompt.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from reward.errors import DataError
+
+NO_VERDICT = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is `system`, `user`, `assistant` or `tool`."""
+
+    role: str
+    content: str
+
+
+Prompt = tuple[Message, ...]
+
+
+def as_prompt(value: str | Sequence[Mapping[str, str] | Message]) -> Prompt:
+    """A prompt from plain text (one user message) or from a list of messages.
+
+    Raises:
+        DataError: a message without role or text, or no user turn at all.
+    """
+    if isinstance(value, str):
+        return (Message("user", value),)
+    messages = []
+    for position, item in enumerate(value):
+        if isinstance(item, Message):
+            messages.append(item)
+            continue
+        if not isinstance(item, Mapping):
+            raise DataError(f"message {position} of the prompt is {item!r}, not a mapping with 'role' and 'content'")
+        role, content = item.get("role"), item.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise DataError(
+                f"message {position} of the prompt is {dict(item)!r}: 'role' and 'content' must both be strings"
+            )
+        messages.append(Message(role, content))
+    if not any(message.role == "user" for message in messages):
+        roles = [message.role for message in messages]
+        raise DataError(f"the prompt has no user turn (its roles are {roles}): a judge needs the question it judges")
+    return tuple(messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to one prompt, in the order in which the judge reads them."""
+
+    prompt: Prompt
+    response_a: str
+    response_b: str
+
+    def swap(self) -> "Pair":
+        """The same two responses, read in the other order."""
+        return Pair(self.prompt, self.response_b, self.response_a)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A labelled pair of a data set. The reading order is chosen later, so no order is stored."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """A judge's answer to one pair.
+
+    `prob_a` is P(A is better) in [0, 1]; NaN means no verdict, and then `reason` says why.
+    `label_mass` is P(A) + P(B) over the whole vocabulary, NaN where it is not known.
+    `truncated` tells that the judge did not read the texts in full.
+    `readings` holds the judgments this one was averaged from, each turned to this pair's orientation.
+
+    >>> Judgment(0.75).swap().prob_a
+    0.25
+    """
+
+    prob_a: float
+    label_mass: float = math.nan
+    rationale: str = ""
+    reason: str = ""
+    truncated: bool = False
+    readings: tuple["Judgment", ...] = ()
+
+    def __post_init__(self):
+        if math.isnan(self.prob_a):
+            if not self.reason:
+                raise ValueError("a judgment without a verdict needs a reason")
+        elif not 0.0 <= self.prob_a <= 1.0:
+            raise ValueError(f"prob_a is {self.prob_a}, not a probability: use NaN and a reason for no verdict")
+
+    @property
+    def has_verdict(self) -> bool:
+        return not math.isnan(self.prob_a)
+
+    def swap(self) -> "Judgment":
+        """The same judgment, told of the pair read in the other order."""
+        swapped = tuple(reading.swap() for reading in self.readings)
+        return replace(self, prob_a=1.0 - self.prob_a, readings=swapped)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All responses sampled for one prompt, and the response they are measured against, if there is one."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]  # (G,)
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """A backend's answer to one group: `scores[j]` belongs to `responses[j]`, higher is better, NaN is not scored.
+
+    `metrics` are per-group means, to be averaged over groups; `reasons` name why responses were not scored.
+    """
+
+    scores: tuple[float, ...]  # (G,)
+    metrics: tuple[tuple[str, float], ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+class Judge(Protocol):
+    """Compares two responses."""
+
+    fingerprint: str
+    """Changes whenever the same pair could get another judgment."""
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
+        """`out[i]` answers `pairs[i]`."""
+        ...
+
+
+class RewardBackend(Protocol):
+    """The one thing a trainer knows about rewards."""
+
+    name: str
+
+    def score(self, groups: Sequence[Group]) -> list[GroupScore]:
+        """`out[i].scores[j]` scores `groups[i].responses[j]`."""
+        ...

@@ -1,0 +1,1 @@
+"""Make the policy produce what the reward likes: PPO, its critic and its advantages, launching."""

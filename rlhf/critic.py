@@ -1,0 +1,173 @@
+"""The critic: a value model of its own, with its own optimizer, stepped where the policy steps.
+
+Legend: B responses in a batch, P prompt tokens (left-padded), T response tokens.
+"""
+
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+from trl.trainer.utils import disable_dropout_in_model
+
+from reward.errors import SettingsError
+
+STATE_FOLDER = "critic_state"
+
+
+def load_critic(
+    path: str, *, initial_value: float, dtype: torch.dtype | str = torch.float32, **from_pretrained
+) -> PreTrainedModel:
+    """A value model: the transformer of `path` with one output per token, dropout off.
+
+    A language model gets a new head that says `initial_value` for every token; a saved critic keeps its head.
+
+    Raises:
+        SettingsError: the architecture has no token classifier in transformers.
+    """
+    config = AutoConfig.from_pretrained(path, **from_pretrained)
+    if type(config) not in AutoModelForTokenClassification._model_mapping:
+        raise SettingsError(
+            f"--critic_model {path} is a {config.model_type}, for which transformers has no token classifier: "
+            "name a critic of another architecture that reads the same tokens"
+        )
+    settings = {"num_labels": 1, "dtype": dtype, "output_loading_info": True, **from_pretrained}
+    critic, loaded = AutoModelForTokenClassification.from_pretrained(path, **settings)
+    embedding = _name_of(critic, critic.get_input_embeddings().weight)
+    if embedding in loaded["missing_keys"] and config.tie_word_embeddings:
+        # Some checkpoints store tied embeddings as the output's, which a token classifier does not have.
+        settings["key_mapping"] = {r"^lm_head\.weight$": embedding}
+        critic, loaded = AutoModelForTokenClassification.from_pretrained(path, **settings)
+    head = _value_head(critic)
+    in_head = {_name_of(critic, parameter) for parameter in head.parameters()}
+    absent = sorted(set(loaded["missing_keys"]) - in_head)
+    if absent:
+        raise SettingsError(f"--critic_model {path} lacks the weights {absent[:5]}: the critic would start from noise")
+    disable_dropout_in_model(critic)
+    if in_head & set(loaded["missing_keys"]):
+        with _gathered(list(head.parameters())), torch.no_grad():
+            head.weight.zero_()
+            head.bias.fill_(initial_value)
+    return critic
+
+
+def _name_of(model: nn.Module, parameter: nn.Parameter) -> str:
+    return next(name for name, candidate in model.named_parameters() if candidate is parameter)
+
+
+def _value_head(critic: PreTrainedModel) -> nn.Linear:
+    heads = [module for module in critic.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+    if len(heads) != 1 or heads[0].bias is None:
+        raise SettingsError(f"{type(critic).__name__} has {len(heads)} biased heads with one output, expected one")
+    return heads[0]
+
+
+def _gathered(parameters: list[nn.Parameter]):
+    """Under ZeRO-3 the parameters are whole inside, and what rank 0 writes to them is kept."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):  # DeepSpeed's own mark of a sharded parameter
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+class Critic:
+    """Values for tokens, and their regression, with a DeepSpeed side and a plain-accelerate side.
+
+    `learning_rate` is the peak; each step takes the share of it that the policy's schedule is at.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        accelerator: Accelerator,
+        *,
+        learning_rate: float,
+        max_grad_norm: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ):
+        self.accelerator = accelerator
+        self.learning_rate = learning_rate
+        self.max_grad_norm = max_grad_norm
+        self.module = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.sharded:
+            self.model, self.optimizer = self._deepspeed_engine()
+        else:
+            self.model = accelerator.prepare_model(model)  # DDP when there are several ranks
+
+    def _deepspeed_engine(self):
+        import deepspeed
+
+        config = deepcopy(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+        config.pop("optimizer", None)
+        config.pop("scheduler", None)
+        config["gradient_clipping"] = self.max_grad_norm
+        # Boundaries are set by hand at the policy's, and the loss carries its own normaliser.
+        engine, optimizer, *_ = deepspeed.initialize(model=self.module, optimizer=self.optimizer, config=config)
+        return engine, optimizer
+
+    def values(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
+        """V(s_t) before each response token is written, (B, T) float32.
+
+        The value of token t is read where the policy chooses token t: at the token before it.
+        """
+        ids = torch.cat([prompt_ids, response_ids], dim=1)  # (B, P+T)
+        mask = torch.cat([prompt_mask, response_mask], dim=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)  # so that left padding shifts nothing
+        with self.accelerator.autocast():
+            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        return logits[:, prompt_ids.size(1) - 1 : -1, 0].float()
+
+    def step(self, loss: Tensor, *, boundary: bool, schedule: float) -> None:
+        """One backward pass; at a `boundary` of gradient accumulation also an optimizer step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * schedule
+        if self.sharded:
+            self.model.set_gradient_accumulation_boundary(is_boundary=boundary)
+            self.model.backward(loss, scale_wrt_gas=False)
+            if boundary:
+                self.model.step()
+            return
+        with nullcontext() if boundary else self.accelerator.no_sync(self.model):
+            loss.backward()
+        if boundary:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder that `AutoModelForTokenClassification.from_pretrained` loads. Every rank must call it."""
+        state = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            self.module.save_pretrained(folder, state_dict=state)
+
+    def save_state(self, checkpoint: str | Path) -> None:
+        """Weights and optimizer, to continue from. Every rank must call it."""
+        folder = Path(checkpoint, STATE_FOLDER)
+        if self.sharded:
+            self.model.save_checkpoint(str(folder), tag="critic")
+        elif self.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {"model": self.accelerator.unwrap_model(self.model).state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, folder / "critic.pt")
+
+    def load_state(self, checkpoint: str | Path) -> None:
+        """Raises SettingsError: the checkpoint holds no critic of this kind of run."""
+        folder = Path(checkpoint, STATE_FOLDER)
+        if self.sharded:
+            path, _ = self.model.load_checkpoint(str(folder), tag="critic")
+            if path is None:
+                raise SettingsError(f"{folder} holds no DeepSpeed critic: resume as the run was started")
+            return
+        if not (folder / "critic.pt").exists():
+            raise SettingsError(f"{folder / 'critic.pt'} is missing: resume as the run was started")
+        state = torch.load(folder / "critic.pt", map_location=self.accelerator.device, weights_only=True)
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,267 @@
+"""What every recipe does before and after its own work: flags, device, ranks, run record.
+
+    if __name__ == "__main__":
+        run_main(main)
+
+    def main():
+        start()                                             # before any training arguments exist
+        settings, training = parse_args((Settings, PPOConfig))
+        write_run_record(training.output_dir, (settings, training), {})
+
+The heavy libraries are imported where they are needed, so that a wrong flag file is refused at once.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reward.errors import GramError, SettingsError
+from rlhf.run_record import write_run_record as write_run_record  # for recipes, which import all of this from here
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cpu_only() -> bool:
+    """Whether to run on the CPU, with gloo between ranks: there is no CUDA device, or DS_ACCELERATOR=cpu says so."""
+    import torch
+
+    return os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
+
+
+def launched_by_deepspeed(argv: Sequence[str] | None = None) -> bool:
+    """Whether the `deepspeed` launcher started this process (torchrun and `accelerate launch` leave their own mark)."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    return "CROSS_SIZE" in os.environ or any(word.startswith("--local_rank=") for word in _words(argv))
+
+
+def default_deepspeed_config(argv: Sequence[str] | None = None) -> str | None:
+    """The DeepSpeed configuration for a run that names none: ZeRO-3 under the `deepspeed` launcher, else None."""
+    if not launched_by_deepspeed(argv):
+        return None
+    return str(ROOT / "ds_configs" / ("zero3_cpu.json" if cpu_only() else "zero3.json"))
+
+
+def explicit_flags(argv: Sequence[str] | None = None) -> set[str]:
+    """The settings that this run names itself, on the command line or in its `--config` file.
+
+    Raises:
+        SettingsError: the file is missing or is not a YAML mapping.
+    """
+    words, file_settings = _split_config(_words(argv))
+    flags = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")} | {*file_settings}
+    flags |= {flag.removeprefix("no_") for flag in flags}  # --no_bf16 speaks of bf16
+    return flags - {"local_rank", "env"}
+
+
+def parse_args(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """One instance of each dataclass, from `defaults` (the recipe's), a YAML file and flags, the later ones winning.
+
+    Where a dataclass has the fields, this machine's own defaults come before all of these: `use_cpu` and no `bf16`
+    without a CUDA device, and the DeepSpeed configuration of `default_deepspeed_config`. A mapping `env` in the file
+    sets environment variables, as TRL's parser does.
+
+    Raises:
+        SettingsError: a flag or a key of the file is unknown (the nearest names are offered), a value does not fit, a
+            required flag is missing, the file cannot be read, or a dataclass refuses its values.
+    """
+    words, file_settings = _split_config(_words(argv))  # first: a bad file is refused before the slow imports
+
+    from trl import TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message: str):  # argparse's own hook; its default prints 300 flags
+            raise SettingsError(message)
+
+    parser = Parser(dataclass_types, allow_abbrev=False)
+    fields = {action.dest: action for action in parser._actions if action.dest != "help"}
+    for key, value in file_settings.pop("env", {}).items():
+        os.environ[str(key)] = str(value)
+    machine = {"deepspeed": default_deepspeed_config(argv), **({"use_cpu": True, "bf16": False} if cpu_only() else {})}
+    merged = {key: value for key, value in machine.items() if key in fields}
+    for source, settings in (("the recipe's defaults", defaults or {}), ("the --config file", file_settings)):
+        for key, value in settings.items():
+            if key not in fields:
+                raise SettingsError(_unknown(key, source, fields))
+            merged[key] = _as_default(fields[key], value, source)
+    parser.set_defaults_with_config(**merged)
+
+    if "local_rank" not in fields:  # the launcher's, inserted before our flags
+        words = [word for word in words if not re.match(r"--local[-_]rank=", word)]
+    unknown = parser.parse_known_args(words)[1]
+    if unknown:
+        flags = [word for word in unknown if word.startswith("--")]
+        if not flags:
+            raise SettingsError(f"{unknown[0]!r} on the command line belongs to no flag: every value follows a --flag")
+        raise SettingsError(_unknown(flags[0].partition("=")[0], "the command line", fields))
+    try:
+        return parser.parse_args_into_dataclasses(args=words)
+    except ValueError as refusal:
+        raise SettingsError(f"these settings were refused: {refusal}") from refusal
+
+
+def start(argv: Sequence[str] | None = None) -> None:
+    """Makes this process ready for training arguments; call it first in a recipe.
+
+    Without a CUDA device, ranks are joined over gloo (transformers would look for NCCL, DeepSpeed would believe in a
+    world of one), and each takes its share of the cores unless OMP_NUM_THREADS was set by a person. Ranks above 0
+    keep to errors.
+
+    Raises:
+        SettingsError: the `--config` file cannot be read.
+    """
+    flags = explicit_flags(argv)
+    environment = os.environ
+    # DeepSpeed compiles its shared-memory extension with the ninja of this environment, activated or not.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    environment.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if "huggingface_hub.constants" in sys.modules:  # imported before us: it has read the variable already
+        sys.modules["huggingface_hub.constants"].HF_HUB_DISABLE_TELEMETRY = True
+    if _rank() > 0:
+        environment.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        for library in ("transformers", "trl", "accelerate", "datasets", "DeepSpeed"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+
+    by_deepspeed = launched_by_deepspeed(argv) or "deepspeed" in flags or "ACCELERATE_USE_DEEPSPEED" in environment
+    if by_deepspeed and "WORLD_SIZE" not in environment:  # plain `python … --deepspeed FILE`: a world of one
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
+        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    if not cpu_only():
+        return  # transformers sets up CUDA and NCCL itself
+
+    import torch
+
+    # accelerate drops DeepSpeed where this is true; `use_cpu` of the training arguments says the same without that.
+    environment["ACCELERATE_USE_CPU"] = "false"
+    environment.setdefault("DS_ACCELERATOR", "cpu")  # else every process warns that it found none
+    _share_cores()
+    if "WORLD_SIZE" not in environment or torch.distributed.is_initialized():
+        return
+    if by_deepspeed:
+        import deepspeed
+
+        _announce_compilation()
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    else:
+        torch.distributed.init_process_group("gloo")
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Runs a recipe's `main` and leaves the ranks in order.
+
+    An error of ours becomes one readable line and exit status 2, on whichever rank it happens: the process leaves at
+    once, and the launcher ends the others. Any other exception keeps its traceback.
+    """
+    try:
+        main()
+    except GramError as error:
+        rank = _rank()
+        if rank > 0:
+            time.sleep(3)  # most errors are every rank's: the launcher ends this one while rank 0 speaks for all
+        print(f"error: {f'(on rank {rank}) ' if rank else ''}{error}", file=sys.stderr, flush=True)  # noqa: T201
+        if not _in_process_group():
+            sys.exit(2)
+        sys.stdout.flush()
+        os._exit(2)  # no clean-up may wait for ranks that wait for us
+    except RuntimeError:
+        if _in_process_group():
+            time.sleep(3)  # perhaps another rank broke the connection: then the launcher ends this one in silence
+        raise
+    if _in_process_group():
+        sys.modules["torch"].distributed.destroy_process_group()
+
+
+def _words(argv: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _in_process_group() -> bool:
+    torch = sys.modules.get("torch")  # a process that never imported it has no group
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words without `--config FILE`, and what the file says."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    try:
+        known, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise SettingsError("--config names no file: write --config FILE.yaml") from error
+    path = known.config
+    if path is None:
+        return rest, {}
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"--config {path} holds {type(settings).__name__}, not a mapping of `flag: value` lines")
+    if not isinstance(settings.get("env", {}), dict):
+        raise SettingsError(f"--config {path}: env is {settings['env']!r}, not a mapping of variables to values")
+    return rest, {str(key): value for key, value in settings.items()}
+
+
+def _as_default(action: argparse.Action, value: Any, source: str) -> Any:
+    """What argparse takes as this field's default: it checks and converts only text, so numbers become text."""
+    if action.choices is not None and value is not None and value not in action.choices:
+        raise SettingsError(f"{action.dest} is {value!r} in {source}; it can be {', '.join(map(repr, action.choices))}")
+    if action.nargs == "+":
+        return value if isinstance(value, list | None) else [value]
+    if isinstance(value, list | dict) and action.type.__name__ in ("int", "float", "string_to_bool"):
+        raise SettingsError(f"{action.dest} is {value!r} in {source}; it takes a single value")
+    return str(value) if isinstance(value, bool | int | float) else value
+
+
+def _unknown(name: str, source: str, fields: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), sorted(fields), n=3)
+    ours = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists all flags"
+    return f"{name!r} in {source} is no flag of this recipe; {ours}"
+
+
+def _share_cores() -> None:
+    environment = os.environ
+    by_others = "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
+    chosen = environment.get("OMP_NUM_THREADS")
+    if chosen is not None and not (by_others and chosen == "1"):  # torchrun and accelerate write a 1 of their own
+        return
+    import torch
+
+    local_ranks = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or 1)
+    threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    environment["OMP_NUM_THREADS"] = str(threads)  # accelerate warns, and sets its own number, where it is missing
+    torch.set_num_threads(threads)
+
+
+def _announce_compilation() -> None:
+    """Says so when DeepSpeed is about to compile, and removes the lock that a killed compilation left behind."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/deepspeed_shm_comm/lock"):
+        if time.time() - lock.stat().st_mtime > 600:  # torch waits for its removal for ever; compiling takes a minute
+            lock.unlink(missing_ok=True)
+    if _rank() == 0 and not any(root.glob("**/deepspeed_shm_comm/*.so")):
+        print("DeepSpeed compiles its shared-memory extension (once, a minute or so) …", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,67 @@
+"""Prompts as the policy reads them: rendered, measured, and refused by row when they cannot be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from reward.errors import DataError
+
+# For conversations and a tokenizer without any chat template. Known as "plain"; saved with the tokenizer.
+PLAIN_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'].capitalize() + ': ' + message['content'] + '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class PolicyPrompts:
+    """rows: those that fit. rendering: `text`, `chat_template` or `plain`. dropped: how many were too long."""
+
+    rows: list[dict]
+    rendering: str
+    dropped: int
+    longest: int  # tokens
+
+
+def fit_prompts(
+    rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase, *, max_prompt_length: int, source: str
+) -> PolicyPrompts:
+    """Rows whose prompt the policy's tokenizer renders in at most `max_prompt_length` tokens.
+
+    A tokenizer without a chat template gets the plain one when the prompts are conversations.
+
+    Raises:
+        DataError: a conversation the template refuses (the row is named); no prompt that fits.
+    """
+    conversational = any(not isinstance(row["prompt"], str) for row in rows)
+    rendering = "chat_template" if conversational else "text"
+    if conversational and not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        rendering = "plain"
+    lengths = [_length(row["prompt"], tokenizer, f"{source}, row {number}") for number, row in enumerate(rows, 1)]
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_prompt_length]
+    if not kept:
+        raise DataError(
+            f"{source}: the shortest of {len(rows)} prompts takes {min(lengths, default=0)} tokens, but the policy has "
+            f"room for {max_prompt_length}: lower --max_completion_length or use a model with a longer context"
+        )
+    longest = max(length for length in lengths if length <= max_prompt_length)
+    return PolicyPrompts(kept, rendering, len(rows) - len(kept), longest)
+
+
+def _length(prompt, tokenizer: PreTrainedTokenizerBase, where: str) -> int:
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt, verbose=False)["input_ids"])
+    try:
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        roles = [message["role"] for message in prompt]
+        raise DataError(
+            f"{where}: the chat template of {tokenizer.name_or_path} cannot render a conversation with the roles "
+            f"{roles} ({error}): drop such rows, merge system turns into user turns, or use another tokenizer"
+        ) from error
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,0 +1,67 @@
+"""What several test files share: the launcher, and the data that lies beside the repository."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+requires_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f"{SHARED} is missing: these tests read its models and data sets"
+)
+
+LAUNCHER_MARKS = ("RANK", "WORLD_SIZE", "LOCAL_", "CROSS_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+
+
+def run_deepspeed(
+    script_args: Sequence[str | Path],
+    num_ranks: int = 2,
+    timeout: float = 300,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str | None] | None = None,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `deepspeed --num_gpus num_ranks script_args…` on the CPU; `stdout` holds both streams of all ranks.
+
+    `env` adds to this process's environment; None removes a variable (`{"DS_ACCELERATOR": None}` gives a CUDA machine
+    its devices back). The first run on a machine compiles an extension, a minute of the `timeout`. The test fails with
+    the end of the output when time runs out, and when the status is not 0 unless `check` is False.
+    """
+    programs = Path(sys.executable).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_MARKS)}
+    environment["PATH"] = os.pathsep.join([str(programs), environment.get("PATH", os.defpath)])
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])
+    environment |= {"DS_ACCELERATOR": "cpu", **(env or {})}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [programs / "deepspeed", "--num_gpus", num_ranks, "--master_port", port, *script_args]
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        cwd=cwd or REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # launcher and ranks become one group, to be ended together
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"{' '.join(process.args)} did not end within {timeout} s. Its output ended:\n{_tail(output)}")
+    if check and process.returncode != 0:
+        pytest.fail(f"{' '.join(process.args)} ended with {process.returncode}. Its output ended:\n{_tail(output)}")
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def _tail(output: str, lines: int = 60) -> str:
+    return "\n".join(output.splitlines()[-lines:])

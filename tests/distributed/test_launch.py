@@ -1,0 +1,130 @@
+"""Recipes under the real launchers: two ranks on the CPU, over gloo, under ZeRO-3."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, run_deepspeed
+
+RECIPE = """
+import json, os, sys
+from dataclasses import dataclass
+from rlhf.launch import parse_args, run_main, start, write_run_record
+from reward.errors import DataError, SettingsError
+
+@dataclass
+class Settings:
+    fail_on_rank: int = -1
+
+def main():
+    start()
+    import torch
+    import torch.distributed as dist
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    settings, training = parse_args((Settings, TrainingArguments), defaults={"output_dir": "out", "max_steps": 2,
+        "per_device_train_batch_size": 2, "learning_rate": 0.1, "save_strategy": "no", "report_to": "none",
+        "disable_tqdm": True, "logging_strategy": "no"})
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == settings.fail_on_rank:
+        raise DataError("rows.jsonl, row 3: the column 'chosen' is missing")
+    if settings.fail_on_rank >= 0:
+        dist.barrier()  # the others wait here for the rank that will never come
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+                                         num_attention_heads=2, max_position_embeddings=16))
+    rows = [{"input_ids": torch.tensor([i, i + 1, i + 2]), "labels": torch.tensor([i, i + 1, i + 2])} for i in range(8)]
+    before = model.lm_head.weight.detach().clone()
+    trainer = Trainer(model, training, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    write_run_record(training.output_dir, [settings, training], {})
+
+    engine = trainer.model_wrapped
+    zero3 = trainer.is_deepspeed_enabled and engine.zero_optimization_stage() == 3
+    weight = trainer.accelerator.unwrap_model(trainer.model_wrapped).lm_head.weight
+    sharded = zero3 and weight.numel() == 0
+    if zero3:
+        import deepspeed
+        with deepspeed.zero.GatheredParameters([weight]):
+            weight = weight.detach().clone()
+    report = {"world": trainer.accelerator.num_processes, "device": str(training.device), "zero3": zero3,
+              "sharded": sharded, "threads": torch.get_num_threads(), "moved": (weight - before).abs().max().item(),
+              "weights": weight.flatten().tolist()}
+    open(f"rank{rank}.json", "w").write(json.dumps(report))
+
+run_main(main)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def run_on_cpu(words: list[str | Path], cwd: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu"}
+    environment.pop("OMP_NUM_THREADS", None)
+    subprocess.run([sys.executable, *words], cwd=cwd, env=environment, check=True, timeout=300)
+
+
+def reports(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+
+
+def check_agreement(ranks: list[dict], zero3: bool) -> None:
+    assert len(ranks) == 2
+    for rank in ranks:
+        assert (rank["world"], rank["device"][:3], rank["zero3"], rank["sharded"]) == (2, "cpu", zero3, zero3)
+        assert rank["moved"] > 0.01
+        assert rank["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+def test_deepspeed_trains_two_ranks_under_zero3_without_a_flag(recipe, tmp_path):
+    run_deepspeed([recipe], num_ranks=2, cwd=tmp_path, env={"OMP_NUM_THREADS": None})
+    check_agreement(reports(tmp_path), zero3=True)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["world_size"] == 2
+    assert Path(record["settings"]["TrainingArguments"]["deepspeed"]).name == "zero3_cpu.json"
+
+    from transformers import AutoModelForCausalLM
+
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert saved.lm_head.weight.flatten().tolist() == reports(tmp_path)[0]["weights"]
+
+
+def test_an_error_on_one_rank_ends_the_launch(recipe, tmp_path):
+    begin = time.monotonic()
+    ended = run_deepspeed([recipe, "--fail_on_rank=1"], cwd=tmp_path, check=False)
+    assert ended.returncode == 2
+    assert "rows.jsonl, row 3: the column 'chosen' is missing" in ended.stdout
+    assert "Traceback" not in ended.stdout
+    assert time.monotonic() - begin < 120
+    assert reports(tmp_path) == []
+
+
+def test_an_error_of_every_rank_is_told_once(recipe, tmp_path):
+    ended = run_deepspeed([recipe, "--fail_on_rnk=0"], cwd=tmp_path, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout.count("did you mean --fail_on_rank") == 1
+
+
+def test_accelerate_trains_two_ranks_without_deepspeed(recipe, tmp_path):
+    run_on_cpu(
+        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=0", recipe], tmp_path
+    )
+    check_agreement(reports(tmp_path), zero3=False)
+
+
+def test_plain_python_runs_zero3_in_a_world_of_one(recipe, tmp_path):
+    run_on_cpu([recipe, "--deepspeed", REPOSITORY / "ds_configs" / "zero3_cpu.json"], tmp_path)
+    (report,) = reports(tmp_path)
+    assert (report["world"], report["zero3"], report["sharded"]) == (1, True, True)
