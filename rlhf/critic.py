@@ -3,7 +3,7 @@
 Legend: B responses in a batch, P prompt tokens (left-padded), T response tokens.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+from transformers.utils import logging
 from trl.trainer.utils import disable_dropout_in_model
 
 from reward.errors import SettingsError
@@ -36,12 +37,13 @@ def load_critic(
             "name a critic of another architecture that reads the same tokens"
         )
     settings = {"num_labels": 1, "dtype": dtype, "output_loading_info": True, **from_pretrained}
-    critic, loaded = AutoModelForTokenClassification.from_pretrained(path, **settings)
-    embedding = _name_of(critic, critic.get_input_embeddings().weight)
-    if embedding in loaded["missing_keys"] and config.tie_word_embeddings:
-        # Some checkpoints store tied embeddings as the output's, which a token classifier does not have.
-        settings["key_mapping"] = {r"^lm_head\.weight$": embedding}
+    with _quiet_loading():
         critic, loaded = AutoModelForTokenClassification.from_pretrained(path, **settings)
+        embedding = _name_of(critic, critic.get_input_embeddings().weight)
+        if embedding in loaded["missing_keys"] and config.tie_word_embeddings:
+            # Some checkpoints store tied embeddings as the output's, which a token classifier does not have.
+            settings["key_mapping"] = {r"^lm_head\.weight$": embedding}
+            critic, loaded = AutoModelForTokenClassification.from_pretrained(path, **settings)
     head = _value_head(critic)
     in_head = {_name_of(critic, parameter) for parameter in head.parameters()}
     absent = sorted(set(loaded["missing_keys"]) - in_head)
@@ -53,6 +55,17 @@ def load_critic(
             head.weight.zero_()
             head.bias.fill_(initial_value)
     return critic
+
+
+@contextmanager
+def _quiet_loading():
+    """No report of missing weights: a language model has no value head, and what else is missing is refused here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _name_of(model: nn.Module, parameter: nn.Parameter) -> str:
@@ -89,13 +102,16 @@ class Critic:
         learning_rate: float,
         max_grad_norm: float,
         betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
         weight_decay: float = 0.0,
     ):
         self.accelerator = accelerator
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
         self.module = model
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
+        )
         self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.sharded:
             self.model, self.optimizer = self._deepspeed_engine()

@@ -1,24 +1,26 @@
-"""What every recipe does before and after its own work: flags, device, ranks, run record.
-
-    if __name__ == "__main__":
-        run_main(main)
+"""What every recipe does around its own work: flags, device, ranks, run record.
 
     def main():
-        start()                                             # before any training arguments exist
+        start()  # before any training arguments exist
         settings, training = parse_args((Settings, PPOConfig))
         write_run_record(training.output_dir, (settings, training), {})
 
-The heavy libraries are imported where they are needed, so that a wrong flag file is refused at once.
+    run_main(main)
+
+The heavy libraries are imported where they are needed: a bad file is refused at once.
 """
 
 import argparse
+import contextlib
 import difflib
+import io
 import logging
 import os
 import re
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ def launched_by_deepspeed(argv: Sequence[str] | None = None) -> bool:
     """Whether the `deepspeed` launcher started this process (torchrun and `accelerate launch` leave their own mark)."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return False
-    return "CROSS_SIZE" in os.environ or any(word.startswith("--local_rank=") for word in _words(argv))
+    words = sys.argv if argv is None else argv
+    return "CROSS_SIZE" in os.environ or any(word.startswith("--local_rank=") for word in words)
 
 
 def default_deepspeed_config(argv: Sequence[str] | None = None) -> str | None:
@@ -58,7 +61,7 @@ def explicit_flags(argv: Sequence[str] | None = None) -> set[str]:
     Raises:
         SettingsError: the file is missing or is not a YAML mapping.
     """
-    words, file_settings = _split_config(_words(argv))
+    words, file_settings = _split_config(argv)
     flags = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")} | {*file_settings}
     flags |= {flag.removeprefix("no_") for flag in flags}  # --no_bf16 speaks of bf16
     return flags - {"local_rank", "env"}
@@ -77,7 +80,7 @@ def parse_args(
         SettingsError: a flag or a key of the file is unknown (the nearest names are offered), a value does not fit, a
             required flag is missing, the file cannot be read, or a dataclass refuses its values.
     """
-    words, file_settings = _split_config(_words(argv))  # first: a bad file is refused before the slow imports
+    words, file_settings = _split_config(argv)  # first: a bad file is refused before the slow imports
 
     from trl import TrlParser
 
@@ -101,11 +104,8 @@ def parse_args(
     if "local_rank" not in fields:  # the launcher's, inserted before our flags
         words = [word for word in words if not re.match(r"--local[-_]rank=", word)]
     unknown = parser.parse_known_args(words)[1]
-    if unknown:
-        flags = [word for word in unknown if word.startswith("--")]
-        if not flags:
-            raise SettingsError(f"{unknown[0]!r} on the command line belongs to no flag: every value follows a --flag")
-        raise SettingsError(_unknown(flags[0].partition("=")[0], "the command line", fields))
+    for word in sorted(unknown, key=lambda word: not word.startswith("--")):  # flags before values that belong to none
+        raise SettingsError(_unknown(word.partition("=")[0], "the command line", fields))
     try:
         return parser.parse_args_into_dataclasses(args=words)
     except ValueError as refusal:
@@ -130,6 +130,8 @@ def start(argv: Sequence[str] | None = None) -> None:
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "huggingface_hub.constants" in sys.modules:  # imported before us: it has read the variable already
         sys.modules["huggingface_hub.constants"].HF_HUB_DISABLE_TELEMETRY = True
+    # DeepSpeed 0.19 calls torch 2.13 by names that are about to change: a line for every collective it uses.
+    warnings.filterwarnings("ignore", "`torch.distributed.[a-z_]+` is deprecated", FutureWarning)
     if _rank() > 0:
         environment.setdefault("TRANSFORMERS_VERBOSITY", "error")
         for library in ("transformers", "trl", "accelerate", "datasets", "DeepSpeed"):
@@ -137,11 +139,9 @@ def start(argv: Sequence[str] | None = None) -> None:
 
     by_deepspeed = launched_by_deepspeed(argv) or "deepspeed" in flags or "ACCELERATE_USE_DEEPSPEED" in environment
     if by_deepspeed and "WORLD_SIZE" not in environment:  # plain `python … --deepspeed FILE`: a world of one
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
         environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
-        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     if not cpu_only():
         return  # transformers sets up CUDA and NCCL itself
 
@@ -157,7 +157,8 @@ def start(argv: Sequence[str] | None = None) -> None:
         import deepspeed
 
         _announce_compilation()
-        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # every rank would print that an extension was built
+            deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     else:
         torch.distributed.init_process_group("gloo")
 
@@ -187,10 +188,6 @@ def run_main(main: Callable[[], None]) -> None:
         sys.modules["torch"].distributed.destroy_process_group()
 
 
-def _words(argv: Sequence[str] | None) -> list[str]:
-    return list(sys.argv[1:] if argv is None else argv)
-
-
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
@@ -200,23 +197,20 @@ def _in_process_group() -> bool:
     return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The words without `--config FILE`, and what the file says."""
+def _split_config(argv: Sequence[str] | None) -> tuple[list[str], dict[str, Any]]:
+    """The command line without `--config FILE`, and what the file says."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
     try:
-        known, rest = parser.parse_known_args(words)
+        known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise SettingsError("--config names no file: write --config FILE.yaml") from error
-    path = known.config
-    if path is None:
+    if (path := known.config) is None:
         return rest, {}
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--config {path} is not valid YAML: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(settings, dict):
         raise SettingsError(f"--config {path} holds {type(settings).__name__}, not a mapping of `flag: value` lines")
     if not isinstance(settings.get("env", {}), dict):
@@ -237,8 +231,8 @@ def _as_default(action: argparse.Action, value: Any, source: str) -> Any:
 
 def _unknown(name: str, source: str, fields: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), sorted(fields), n=3)
-    ours = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists all flags"
-    return f"{name!r} in {source} is no flag of this recipe; {ours}"
+    way_out = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists all flags"
+    return f"{name!r} in {source} is no flag of this recipe; {way_out}"
 
 
 def _share_cores() -> None:

@@ -89,6 +89,13 @@ class PPOTrainer(GRPOTrainer):
             raise SettingsError(
                 f"--reward_reference dataset needs a column 'reference'; the data set has {train_dataset.column_names}"
             )
+        per_rollout = args.generation_batch_size // args.num_generations
+        if len(train_dataset) < per_rollout:
+            raise SettingsError(
+                f"the data set has {len(train_dataset)} prompts, a rollout takes {per_rollout} different ones "
+                f"(generation batch {args.generation_batch_size} over all ranks / num_generations "
+                f"{args.num_generations}): lower --per_device_train_batch_size or --steps_per_generation"
+            )
         self.backend = backend
         self.gold = gold
         self.reference = reference
@@ -127,6 +134,7 @@ class PPOTrainer(GRPOTrainer):
                 learning_rate=args.critic_learning_rate,
                 max_grad_norm=args.max_grad_norm,
                 betas=(args.adam_beta1, args.adam_beta2),
+                epsilon=args.adam_epsilon,
                 weight_decay=args.weight_decay,
             )
         self._greedy = GenerationConfig(

@@ -1,0 +1,371 @@
+"""PPO on a tiny model: the losses it takes from TRL, masking, learning, saving, resuming."""
+
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+from reward.errors import NonFiniteLossError, NoVerdictError, SettingsError
+from reward.types import GroupScore
+from rlhf.critic import load_critic
+from rlhf.ppo import PPOTrainer
+from rlhf.ppo_config import PPOConfig
+from tests.gram_toys import save_toy_model
+
+PROMPTS = ["Tell me about rain", "Tell me about tea", "Tell me about maps", "Tell me about light"]
+
+
+def count_e(response):
+    """What these tests pay for: up to four letters e."""
+    return min(1.0, response.count("e") / 4)
+
+
+class Judged:
+    """A backend that answers with a function of the text."""
+
+    def __init__(self, score, name="judged"):
+        self.name = name
+        self._score = score
+        self.groups = []
+
+    def score(self, groups):
+        self.groups += groups
+        return [
+            GroupScore(scores, reasons=tuple("the judge was silent" for score in scores if math.isnan(score)))
+            for scores in (tuple(self._score(response) for response in group.responses) for group in groups)
+        ]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return str(save_toy_model(tmp_path_factory.mktemp("policy"), chat=True))
+
+
+def make_trainer(policy, output_dir, backend, *, reference="initial", rows=None, **settings):
+    args = PPOConfig(
+        output_dir=str(output_dir),
+        **{
+            "per_device_train_batch_size": 8,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "report_to": "none",
+            "gradient_checkpointing": False,
+            "win_rate_steps": 0,
+            "sample_steps": 0,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **settings,
+        },
+    )
+    data = Dataset.from_list(rows or [{"prompt": prompt} for prompt in PROMPTS * 4])
+    return PPOTrainer(policy, backend, args, data, reference=reference)
+
+
+def minibatch(trainer, advantages, old_shift):
+    """A hand-made minibatch: two prompts, two responses of three and two tokens."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    prompt_ids, response_ids = torch.tensor([[0, 20, 21], [22, 23, 24]]), torch.tensor([[30, 31, 1], [32, 1, 0]])
+    batch = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        "completion_ids": response_ids,
+        "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "tool_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "advantages": advantages,
+        "num_items_in_batch": torch.tensor(5),
+    }
+    with torch.no_grad():
+        logps = log_probabilities(trainer, batch)
+    batch["old_per_token_logps"] = logps + old_shift
+    return batch
+
+
+def log_probabilities(trainer, batch):
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, 2:-1]
+    return logits.log_softmax(-1).gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1)
+
+
+def gradients(trainer, loss):
+    trainer.model.zero_grad()
+    loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
+
+
+ADVANTAGES = torch.tensor([[0.5, -1.0, 2.0], [1.5, -0.25, 9.0]])
+
+
+def test_the_loss_at_ratio_one_is_the_policy_gradient(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(len))
+    batch = minibatch(trainer, ADVANTAGES, old_shift=0.0)
+    ours = gradients(trainer, trainer._compute_loss(trainer.model, batch))
+    surrogate = -(log_probabilities(trainer, batch) * ADVANTAGES * batch["tool_mask"]).sum() / 5
+    torch.testing.assert_close(ours, gradients(trainer, surrogate), atol=1e-6, rtol=1e-5)
+    assert ours.abs().max() > 1e-3
+
+
+def test_the_clipped_side_has_no_gradient(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(len))
+    # The ratio is e^0.5 > 1.2 with a positive advantage, and e^-0.5 < 0.8 with a negative one: both are clipped.
+    for sign in (1.0, -1.0):
+        batch = minibatch(trainer, sign * ADVANTAGES.abs(), old_shift=-0.5 * sign)
+        assert gradients(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() == 0
+        # On the other side of 1 the same advantages are not clipped.
+        batch = minibatch(trainer, sign * ADVANTAGES.abs(), old_shift=0.5 * sign)
+        assert gradients(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() > 1e-3
+
+
+def test_values_do_not_see_the_token_they_are_for(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(len))
+    torch.nn.init.normal_(trainer.critic.module.score.weight)
+    batch = minibatch(trainer, ADVANTAGES, 0.0)
+    inputs = [batch[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
+    before = trainer.critic.values(*inputs)
+    inputs[2] = inputs[2].clone()
+    inputs[2][:, 1] = 77
+    after = trainer.critic.values(*inputs)
+    torch.testing.assert_close(before[:, :2], after[:, :2], atol=0, rtol=0)
+    assert (before[:, 2] - after[:, 2]).abs().min() > 1e-4
+
+
+def test_padding_changes_no_value(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(len))
+    torch.nn.init.normal_(trainer.critic.module.score.weight)
+    batch = minibatch(trainer, ADVANTAGES, 0.0)
+    inputs = [batch[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
+    values = trainer.critic.values(*inputs)
+    alone = trainer.critic.values(*(tensor[:1, 1:] if index < 2 else tensor[:1] for index, tensor in enumerate(inputs)))
+    torch.testing.assert_close(values[:1], alone, atol=1e-5, rtol=0)
+
+
+def test_a_new_critic_starts_at_its_initial_value_and_a_trained_one_keeps_its_head(policy, tmp_path):
+    critic = load_critic(policy, initial_value=0.25)
+    ids = torch.tensor([[20, 21, 22]])
+    torch.testing.assert_close(critic(input_ids=ids).logits, torch.full((1, 3, 1), 0.25))
+    torch.nn.init.normal_(critic.score.weight)
+    critic.save_pretrained(tmp_path)
+    again = load_critic(str(tmp_path), initial_value=0.25)
+    torch.testing.assert_close(again(input_ids=ids).logits, critic(input_ids=ids).logits)
+
+
+def test_the_critic_starts_from_the_policys_weights(policy):
+    weights = AutoModelForCausalLM.from_pretrained(policy).model.state_dict()
+    for name, weight in load_critic(policy, initial_value=0.5).model.state_dict().items():
+        torch.testing.assert_close(weight, weights[name], atol=0, rtol=0, msg=name)
+
+
+def test_a_rollout_carries_what_the_losses_need(policy, tmp_path):
+    backend = Judged(lambda response: math.nan if "a" in response else 0.8)
+    trainer = make_trainer(policy, tmp_path, backend, max_no_verdict_rate=1.0)
+    trainer.model.train()
+    rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS * 2]
+    batch = trainer._generate_and_score_completions(rows)
+    scored = ~trainer._scores.isnan()
+    assert 0 < scored.sum() < len(rows), "the seed must give both kinds of response"
+    assert batch["tool_mask"][~scored].sum() == 0
+    torch.testing.assert_close(batch["tool_mask"][scored], batch["completion_mask"][scored])
+    assert batch["advantages"][~scored].abs().max() == 0
+    assert batch["num_items_in_batch"] == batch["tool_mask"].sum()
+    torch.testing.assert_close(trainer._scores[scored], torch.full((int(scored.sum()),), 0.8))
+    # One token: the return of the last token is the score, less the penalty for not having ended.
+    last = batch["tool_mask"].sum(1) - 1
+    ended = (batch["completion_ids"] == trainer._tokenizer.eos_token_id).any(1)
+    rows_scored = scored.nonzero()[:, 0]
+    returns = batch["returns"][rows_scored, last[rows_scored]]
+    torch.testing.assert_close(returns, 0.8 - 0.5 * (~ended[rows_scored]).float(), atol=1e-5, rtol=0)
+
+
+def test_a_response_without_a_score_moves_neither_model(policy, tmp_path):
+    """The same rollout with one more, unscored response gives the same gradients."""
+    trainer = make_trainer(policy, tmp_path, Judged(len))
+    batch = minibatch(trainer, ADVANTAGES, 0.0)
+    batch |= {"old_values": torch.full((2, 3), 0.5), "returns": torch.ones(2, 3)}
+    batch["tool_mask"] = batch["tool_mask"] * torch.tensor([[1], [0]])
+    batch["num_items_in_batch"] = torch.tensor(3)
+    alone = {name: tensor[:1] if tensor.dim() else tensor for name, tensor in batch.items()}
+    for part in (batch, alone):
+        part["policy"] = gradients(trainer, trainer._compute_loss(trainer.model, part))
+        trainer.critic.module.zero_grad()
+        values = trainer.critic.values(part["prompt_ids"], part["prompt_mask"], part["completion_ids"], part["completion_mask"])
+        (((values - part["returns"]) ** 2 * part["tool_mask"]).sum()).backward()
+        part["critic"] = torch.cat([p.grad.flatten() for p in trainer.critic.module.parameters()])
+    torch.testing.assert_close(batch["policy"], alone["policy"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(batch["critic"], alone["critic"], atol=1e-6, rtol=1e-5)
+
+
+def test_no_verdict_for_a_whole_batch_stops_the_run_with_the_reason(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(lambda response: math.nan), max_no_verdict_rate=1.0)
+    with pytest.raises(NoVerdictError, match="100% of the 8 responses.*the judge was silent"):
+        trainer.train()
+
+
+def test_too_many_missing_verdicts_stop_the_run(policy, tmp_path):
+    seen = iter(range(10**6))
+    backend = Judged(lambda response: math.nan if next(seen) % 8 < 3 else 1.0)
+    with pytest.raises(NoVerdictError, match="38% of the 8"):
+        make_trainer(policy, tmp_path, backend, max_no_verdict_rate=0.3).train()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(lambda response: math.inf), max_steps=4)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-12").mkdir()
+    with pytest.raises(NonFiniteLossError, match=r"loss is (nan|inf|-inf) at step 0.*checkpoint-12"):
+        trainer.train()
+
+
+def test_ppo_learns_what_is_paid_for(policy, tmp_path):
+    settings = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "kl_coef": 0.0, "missing_eos_penalty": 0.0}
+    rows = [{"prompt": prompt} for prompt in PROMPTS * 8]
+    settings |= {"per_device_train_batch_size": 32, "num_iterations": 2, "max_steps": 50}
+    trainer = make_trainer(policy, tmp_path, Judged(count_e), rows=rows, **settings)
+    trainer.train()
+    rollouts = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
+    scores = [entry["objective/scores"] for entry in rollouts]
+    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.3
+
+
+def test_the_critic_learns_what_to_expect_while_the_policy_stands_still(policy, tmp_path):
+    settings = {"learning_rate": 0.0, "critic_learning_rate": 1e-2, "missing_eos_penalty": 0.0, "max_steps": 20}
+    trainer = make_trainer(policy, tmp_path, Judged(lambda response: 0.9), **settings)
+    trainer.train()
+    means = [entry["value/mean"] for entry in trainer.state.log_history if "value/mean" in entry]
+    assert means[0] == pytest.approx(0.5)
+    assert means[-1] == pytest.approx(0.9, abs=0.05)
+    assert trainer.state.log_history[-2]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_kl_is_zero_before_the_first_step_and_held_down_by_its_coefficient(policy, tmp_path):
+    def final_kl(name, kl_coef):
+        trainer = make_trainer(
+            policy, tmp_path / name, Judged(count_e), max_steps=30, learning_rate=3e-3, kl_coef=kl_coef,
+            per_device_train_batch_size=16, missing_eos_penalty=0.0,
+        )
+        trainer.train()
+        kl = [entry["objective/kl"] for entry in trainer.state.log_history if "objective/kl" in entry]
+        assert kl[0] == pytest.approx(0.0, abs=1e-4)
+        return sum(kl[-5:]) / 5
+
+    assert final_kl("free", 0.0) > 2 * final_kl("held", 0.5)
+
+
+def test_references_come_from_the_current_policy_the_initial_one_or_the_data(policy, tmp_path):
+    rows = [{"prompt": prompt, "reference": f"about {prompt[14:]}"} for prompt in PROMPTS * 4]
+    seen, first = {}, {}
+    for reference in ("greedy", "initial", "dataset"):
+        backend = Judged(count_e)
+        trainer = make_trainer(
+            policy, tmp_path, backend, reference=reference, rows=rows, max_steps=12, learning_rate=1e-2, kl_coef=0.0
+        )
+        trainer.train()
+        first[reference] = [(group.prompt, group.reference) for group in backend.groups[:8]]
+        by_prompt = {}
+        for group in backend.groups:
+            by_prompt.setdefault(group.prompt[0].content, []).append(group.reference)
+        seen[reference] = by_prompt
+    assert all(set(texts) == {f"about {prompt[14:]}"} for prompt, texts in seen["dataset"].items())
+    assert all(len(set(texts)) == 1 for texts in seen["initial"].values()), "the initial policy never changes"
+    assert any(len(set(texts)) > 1 for texts in seen["greedy"].values()), "the greedy response follows the policy"
+    assert first["greedy"] == first["initial"], "before the first step they are the same"
+
+
+def test_the_win_rate_against_the_initial_policy_counts_ties_half(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(lambda response: 0.3), win_rate_steps=1, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["objective/win_rate_vs_initial"] == 0.5
+
+
+def test_policy_and_critic_load_after_training(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(len), learning_rate=1e-3)
+    trainer.train()
+    trainer.save_model()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight, atol=0, rtol=0)
+    critic = AutoModelForTokenClassification.from_pretrained(tmp_path / "critic")
+    torch.testing.assert_close(critic.score.bias, trainer.critic.module.score.bias.detach(), atol=0, rtol=0)
+    assert critic.score.bias.item() != 0.5
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template
+
+
+def test_a_run_continues_from_its_checkpoint(policy, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3, "kl_target": 0.1, "kl_horizon": 64}
+    first = make_trainer(policy, tmp_path, Judged(count_e), max_steps=2, **settings)
+    first.train()
+    second = make_trainer(policy, tmp_path, Judged(count_e), max_steps=4, **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert second.state.global_step == 4
+    state = json.loads((tmp_path / "checkpoint-2" / "ppo_state.json").read_text())
+    assert state["kl_coef"] == first.kl_coef != 0.05
+    assert state["rollouts"] == 2
+    moments = torch.load(tmp_path / "checkpoint-2" / "critic_state" / "critic.pt", weights_only=True)
+    assert moments["optimizer"]["state"][0]["step"] == 2
+    assert second.critic.optimizer.state_dict()["state"][0]["step"] == 4
+
+
+def test_every_logged_name_of_the_documentation_is_logged(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(len), max_steps=1, win_rate_steps=1)
+    trainer.train()
+    logged = set(trainer.state.log_history[0])
+    names = [f"objective/{name}" for name in ("kl", "scores", "rlhf_reward", "entropy", "win_rate_vs_initial")]
+    names += [f"objective/{name}" for name in ("response_length", "kl_coef", "scored_share")]
+    names += [f"policy/{name}" for name in ("loss", "clip_fraction", "approx_kl", "ratio", "entropy")]
+    names += [f"value/{name}" for name in ("loss", "clip_fraction", "mean", "explained_variance")]
+    names += [f"{kind}/{phase}" for kind in ("seconds", "share") for phase in ("rollout", "judging", "scoring", "optimisation")]
+    assert set(names) <= logged, set(names) - logged
+    shares = [trainer.state.log_history[0][f"share/{p}"] for p in ("rollout", "judging", "scoring", "optimisation")]
+    assert sum(shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.1}, "--beta 0.1 means nothing to PPO: .*--kl_coef"),
+        ({"scale_rewards": "none"}, "--scale_rewards none means nothing to PPO"),
+        ({"reward_weights": [1.0]}, "--reward_weights"),
+        ({"top_p": 0.9}, "--top_p 0.9 filters"),
+        ({"generation_kwargs": {"top_k": 5}}, "--top_k"),
+        ({"per_device_train_batch_size": 1}, "the rollout holds one response"),
+        ({"num_generations": 4, "per_device_train_batch_size": 2, "steps_per_generation": 6}, None),
+        ({"max_no_verdict_rate": 1.5}, "--max_no_verdict_rate 1.5"),
+        ({"kl_target": 0.0}, "--kl_target 0.0"),
+    ],
+)
+def test_settings_that_mean_nothing_here_are_refused_by_name(tmp_path, settings, message):
+    settings = {"output_dir": str(tmp_path), "report_to": "none", **settings}
+    if message is None:
+        assert PPOConfig(**settings).num_generations == 4
+        return
+    with pytest.raises(SettingsError, match=message):
+        PPOConfig(**settings)
+
+
+def test_batches_that_would_split_a_group_over_ranks_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOConfig, "world_size", property(lambda self: 2))
+    with pytest.raises(SettingsError, match=r"\(4\) x steps_per_generation \(1\) = 4 responses .*num_generations \(8\)"):
+        PPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=8, report_to="none")
+
+
+def test_an_unknown_reference_and_a_missing_column_are_refused_before_weights_load(tmp_path):
+    args = PPOConfig(output_dir=str(tmp_path), report_to="none")
+    data = Dataset.from_list([{"prompt": "Hi"}])
+    with pytest.raises(SettingsError, match="--reward_reference best is unknown"):
+        PPOTrainer("no-such-model", Judged(len), args, data, reference="best")
+    with pytest.raises(SettingsError, match=r"needs a column 'reference'; the data set has \['prompt'\]"):
+        PPOTrainer("no-such-model", Judged(len), args, data, reference="dataset")
+
+
+def test_a_data_set_smaller_than_a_rollout_is_refused(policy, tmp_path):
+    with pytest.raises(SettingsError, match="has 2 prompts, a rollout takes 8"):
+        make_trainer(policy, tmp_path, Judged(len), rows=[{"prompt": "Hi"}] * 2)
+
+
+def test_several_responses_of_a_prompt_share_its_reference(policy, tmp_path):
+    backend = Judged(lambda response: 0.5)
+    make_trainer(policy, tmp_path, backend, num_generations=4, max_steps=1).train()
+    assert [len(group.responses) for group in backend.groups] == [4, 4]
