@@ -14,8 +14,9 @@ install: $(STAMP)
 # Stamped by pyproject.toml: installed once, and again only when the dependencies change.
 # Plain pip takes whatever torch build the machine offers: a CPU build on disk, elsewhere the CUDA one.
 $(STAMP): pyproject.toml
+	@echo "Installing into $(VENV), once: a minute or two"
 	test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet -e ".[dev]"
+	$(PYTHON) -m pip install -qq -e ".[dev]"
 	touch $@
 
 quickstart: install

@@ -3,7 +3,6 @@
 # deepspeed recipes/ppo_gram.py --config recipes/configs/ppo_gram_qwen3.yaml
 """PPO with a generative reward model: the policy learns to write what the judge prefers to a reference response."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import small_world_cache
@@ -14,7 +13,9 @@ from trl import ModelConfig, get_peft_config
 
 from reward.config import RewardArguments, build_reward, check_reward
 from reward.errors import SettingsError
-from reward.training.data import load_rows, read_prompts
+from reward.small_world import GoldReward
+from reward.training.arguments import DataArguments
+from reward.training.data import read_prompts
 from rlhf.launch import explicit_flags, parse_args, run_main, start, write_run_record
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
@@ -23,35 +24,24 @@ from rlhf.prompts import PolicyPrompts, fit_prompts
 CONFIGS = Path(__file__).parent / "configs"
 
 
-@dataclass
-class PromptArguments:
-    dataset: str | None = field(default=None, metadata={"help": "Prompts: a JSON(L) file or a hub name."})
-    train_split: str = field(default="train", metadata={"help": "Split, or value of the column 'split'."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first prompts."})
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Longer prompts (tokens) are dropped; default: context - response."}
-    )
-
-
 def main() -> None:
     start()
     in_small_world = not {"model_name_or_path", "dataset", "config"} & explicit_flags()
     defaults = small_world_defaults() if in_small_world else {}
-    prompt_args, reward_args, args, model_args = parse_args(
-        (PromptArguments, RewardArguments, PPOConfig, ModelConfig), defaults=defaults
+    data, reward_args, args, model_args = parse_args(
+        (DataArguments, RewardArguments, PPOConfig, ModelConfig), defaults=defaults
     )
     if in_small_world:
         small_world_cache.ensure_built()
 
     # Everything that can be refused is refused before any weights load.
-    for flag, value in (("--model_name_or_path", model_args.model_name_or_path), ("--dataset", prompt_args.dataset)):
-        if value is None:
-            raise SettingsError(f"{flag} is missing; without any of the two the recipe runs in the small world")
+    if model_args.model_name_or_path is None:
+        raise SettingsError("--model_name_or_path is missing; with neither it nor --dataset the small world is used")
     check_reward(reward_args)
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
     )
-    prompts = load_prompts(prompt_args, args, model_args, tokenizer)
+    prompts = load_prompts(data, args, model_args, tokenizer)
 
     backend = build_reward(reward_args)
     args.model_init_kwargs = {
@@ -68,12 +58,13 @@ def main() -> None:
         Dataset.from_list(prompts.rows),
         reference=reward_args.reward_reference or "greedy",
         processing_class=tokenizer,
+        gold=GoldReward() if in_small_world else None,
         peft_config=get_peft_config(model_args),
     )
     if trainer.accelerator.is_main_process:
         write_run_record(
             args.output_dir,
-            (prompt_args, reward_args, args, model_args),
+            (data, reward_args, args, model_args),
             {"prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering}},
         )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -90,22 +81,18 @@ def small_world_defaults() -> dict:
     paths = {
         "model_name_or_path": str(world / "policy"),
         "reward_model": str(world / "judge"),
-        "dataset": str(world / "data" / "train_prompts.jsonl"),
+        "dataset": [str(world / "data" / "train_prompts.jsonl")],
     }
     return settings | paths
 
 
-def load_prompts(prompt_args: PromptArguments, args: PPOConfig, model_args: ModelConfig, tokenizer) -> PolicyPrompts:
+def load_prompts(data: DataArguments, args: PPOConfig, model_args: ModelConfig, tokenizer) -> PolicyPrompts:
     """The prompts that fit beside a response of `max_completion_length` tokens."""
-    rows = read_prompts(load_rows(prompt_args.dataset, prompt_args.train_split), prompt_args.dataset)
+    rows = data.read_train(read_prompts, args.seed)
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     room = getattr(config.get_text_config(), "max_position_embeddings", 2**20) - args.max_completion_length
-    prompts = fit_prompts(
-        rows[: prompt_args.max_train_samples],
-        tokenizer,
-        max_prompt_length=min(room, prompt_args.max_prompt_length or room),
-        source=prompt_args.dataset,
-    )
+    limit = min(room, args.max_prompt_length or room)
+    prompts = fit_prompts(rows, tokenizer, max_prompt_length=limit, source=", ".join(data.dataset))
     if args.process_index == 0:
         print(f"{len(prompts.rows)} prompts of at most {prompts.longest} tokens, {prompts.dropped} longer ones dropped")
     return prompts

@@ -109,7 +109,9 @@ def evaluate(world: Path, trained: Path) -> dict:
         "gold_reward_after": float(np.mean(gold["after"])),
         "gold_reward_after_std": float(np.std(gold["after"])),
         "win_rate_vs_initial": float(np.mean(wins)),
-        "kl": float((logprobs(policy, *replies["after"], tokenizer) - logprobs(initial, *replies["after"], tokenizer)).mean()),
+        "kl": float(
+            (logprobs(policy, *replies["after"], tokenizer) - logprobs(initial, *replies["after"], tokenizer)).mean()
+        ),
         "prompts": questions,
         "replies": texts,
         "gold": gold,

@@ -63,9 +63,7 @@ class JudgeConfig:
         Raises:
             SettingsError: the file is not JSON or holds a field that this version does not know.
         """
-        path = cached_file(
-            str(model), CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
+        path = cached_file(str(model), CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
         if path is None:
             return cls()
         try:
@@ -232,7 +230,9 @@ class JudgeEncoder:
         and its last words say what is asked. The same texts are cut the same way whichever is read first.
         """
         offsets = {
-            name: self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+            name: self.tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            ).offset_mapping
             for name, text in slots.items()
         }
 

@@ -14,7 +14,13 @@ _SLOT = re.compile(r"\{(input|response_a|response_b)\}")
 _ROLE_LABELS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 # Characters that show nothing and that some tokenizers drop: without them a broken marker could grow together again.
 _INVISIBLE = "\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff"
-_LOOKALIKES = {"[": "[\\[\uff3b\u3010]", "]": "[\\]\uff3d\u3011]", "#": "[#\uff03]", ":": "[:\uff1a]", "'": "['\u2019\u02bc]"}
+_LOOKALIKES = {
+    "[": "[\\[\uff3b\u3010]",
+    "]": "[\\]\uff3d\u3011]",
+    "#": "[#\uff03]",
+    ":": "[:\uff1a]",
+    "'": "['\u2019\u02bc]",
+}
 
 
 @dataclass(frozen=True, slots=True)

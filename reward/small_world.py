@@ -66,19 +66,9 @@ PROBLEMS = (
         "updated your account details",
     ),
     Problem(
-        "app crash",
-        ("the app crashes", "the app does not open", "the app shows an error", "the app is frozen"),
-        "fixed the latest version",
-    ),
-    Problem(
         "invoice",
         ("I need an invoice", "my invoice is missing", "I did not get an invoice", "my boss wants an invoice"),
         "attached a copy of the bill",
-    ),
-    Problem(
-        "discount",
-        ("my coupon was refused", "the coupon fails", "I could not use my coupon", "my coupon has expired"),
-        "taken ten percent off",
     ),
 )
 
@@ -212,21 +202,22 @@ def sample_reply(prompt: str, rng: random.Random) -> str:
     middle) are rare here, so that a judge trained on these replies has read them.
     """
     problem = problem_of(prompt)
-    draw = rng.random
+    care, draw = rng.random(), rng.random
     parts = []
-    if draw() < 0.5:
+    if draw() < 0.15 + 0.6 * care:
         parts.append(rng.choice(KINDS["greeting"]))
-    if draw() < 0.4:
+    if draw() < 0.05 + 0.6 * care:
         parts.append(rng.choice(KINDS["apology"]))
-    if draw() < 0.2:
-        parts.append(rng.choice(KINDS["rude"]))
     for chance in (0.9, 0.06):
         if draw() < chance:
-            doer = problem if draw() < 0.55 else rng.choice(PROBLEMS)
-            parts.append(f"{rng.choice(SUBJECTS)} {doer.action}.")
-    if draw() < 0.25:
+            others = [other for other in PROBLEMS if other is not problem]
+            does = problem if draw() < 0.1 + 0.9 * care else rng.choice(others)
+            parts.append(f"{rng.choice(SUBJECTS)} {does.action}.")
+    if draw() < 0.8 * (1 - care) ** 2:
+        parts.append(rng.choice(KINDS["rude"]))
+    elif draw() < 0.6 * (1 - care):
         parts.append(rng.choice(KINDS["filler"]))
-    if draw() < 0.4 or not parts:
+    if draw() < 0.05 + 0.7 * care**2 or not parts:
         parts.append(rng.choice(KINDS["closing"]))
     if draw() < 0.05:
         at = rng.randrange(len(parts))

@@ -171,7 +171,10 @@ class Critic:
             self.model.save_checkpoint(str(folder), tag="critic")
         elif self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            state = {"model": self.accelerator.unwrap_model(self.model).state_dict(), "optimizer": self.optimizer.state_dict()}
+            state = {
+                "model": self.accelerator.unwrap_model(self.model).state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
             torch.save(state, folder / "critic.pt")
 
     def load_state(self, checkpoint: str | Path) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -64,9 +65,9 @@ class PPOTrainer(GRPOTrainer):
         gold: a second backend whose scores are logged as `objective/gold` and never trained on.
     """
 
-    _tag_names = ["trl", "ppo"]
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
     _name = "PPO"
-    _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
+    _paper: ClassVar[dict[str, str]] = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
 
     def __init__(
         self,
@@ -152,9 +153,7 @@ class PPOTrainer(GRPOTrainer):
         kwargs.setdefault("dtype", self.model.dtype)
         kwargs.setdefault("attn_implementation", self.model.config._attn_implementation)
         model = create_model_from_path(get_config_model_id(self.model.config), **kwargs)
-        add_fused_lm_head(
-            model, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32
-        )
+        add_fused_lm_head(model, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)
         return self.accelerator.prepare_model(model.eval(), evaluation_mode=True)
@@ -212,7 +211,9 @@ class PPOTrainer(GRPOTrainer):
     def _initial_policy_responses(self, prompts: list) -> list[str]:
         """Greedy responses of the frozen initial policy, each prompt decoded once in a run."""
         keys = [as_prompt(prompt) for prompt in prompts]
-        missing = torch.tensor([any(key not in self._initial_responses for key in keys)], device=self.accelerator.device)
+        missing = torch.tensor(
+            [any(key not in self._initial_responses for key in keys)], device=self.accelerator.device
+        )
         if self.accelerator.gather(missing).any():  # decoding under ZeRO-3 is a collective: all ranks or none
             if self._peft:
                 with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
@@ -338,9 +339,16 @@ class PPOTrainer(GRPOTrainer):
 
     def _log_rollout(self, mode, scores, rewards, kl, logps, values, returns, mask) -> None:
         scored = ~scores.isnan()
-        per_response = torch.stack([
-            scored.float(), scores.nan_to_num(0.0), rewards.sum(1), kl.sum(1), (-logps * mask).sum(1), mask.sum(1).float()
-        ])  # (6, B)
+        per_response = torch.stack(
+            [
+                scored.float(),
+                scores.nan_to_num(0.0),
+                rewards.sum(1),
+                kl.sum(1),
+                (-logps * mask).sum(1),
+                mask.sum(1).float(),
+            ]
+        )  # (6, B)
         per_response[2:] *= scored
         totals = self.accelerator.reduce(per_response.sum(1))
         count = totals[0].clamp(min=1)
@@ -430,7 +438,9 @@ class PPOTrainer(GRPOTrainer):
             boundary=self.accelerator.sync_gradients,
             schedule=self._get_learning_rate() / peak if peak else 1.0,
         )
-        sums = torch.stack([(per_token * mask).sum(), (clipped * mask).sum(), (values * mask).sum(), mask.sum().float()])
+        sums = torch.stack(
+            [(per_token * mask).sum(), (clipped * mask).sum(), (values * mask).sum(), mask.sum().float()]
+        )
         total, share, mean, count = self.accelerator.reduce(sums.detach()).tolist()
         log = self._metrics["train"]
         log["value/loss"].append(total / max(count, 1))
@@ -449,17 +459,17 @@ class PPOTrainer(GRPOTrainer):
             self._phase_seconds.clear()
         super().log(logs, start_time)
         every = self.args.sample_steps
-        if mode == "train" and every and self.state.global_step % every == 0 and self._logs["prompt"]:
-            if self.accelerator.is_main_process:
-                print_prompt_completions_sample(
-                    self._logs["prompt"],
-                    self._logs["completion"],
-                    self._logs["rewards"],
-                    self._logs["advantages"],
-                    self.state.global_step,
-                    self.num_completions_to_print or 4,
-                    extra=dict(self._logs["extra"]),
-                )
+        due = mode == "train" and every and self.state.global_step % every == 0 and self._logs["prompt"]
+        if due and self.accelerator.is_main_process:
+            print_prompt_completions_sample(
+                self._logs["prompt"],
+                self._logs["completion"],
+                self._logs["rewards"],
+                self._logs["advantages"],
+                self.state.global_step,
+                self.num_completions_to_print or 4,
+                extra=dict(self._logs["extra"]),
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """The policy, and beside it `critic/`; both load with `from_pretrained`."""

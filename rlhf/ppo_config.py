@@ -25,10 +25,6 @@ _REFUSED = {
 _FILTERS = ("top_p", "top_k", "min_p", "repetition_penalty")
 
 
-def _no_gpu() -> bool:
-    return not torch.cuda.is_available()
-
-
 @dataclass
 class PPOConfig(GRPOConfig):
     """Proximal policy optimisation (Schulman et al. 2017) with the rollout of TRL's `GRPOTrainer`.
@@ -42,12 +38,11 @@ class PPOConfig(GRPOConfig):
         default=1, metadata={"help": "Responses per prompt; all are measured against the same reference."}
     )
     num_generations_eval: int | None = field(default=None, metadata={"help": "The same in evaluation."})
-    bf16: bool | None = field(
-        default_factory=lambda: not _no_gpu(), metadata={"help": "bf16 mixed precision; off without a GPU."}
-    )
-    use_cpu: bool = field(default_factory=_no_gpu, metadata={"help": "Train on the CPU; on without a GPU."})
     logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two log entries."})
 
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Longer prompts (tokens) are dropped; default: context less response."}
+    )
     critic_model: str | None = field(
         default=None, metadata={"help": "What the critic starts from; default: the policy's weights."}
     )
@@ -88,6 +83,9 @@ class PPOConfig(GRPOConfig):
 
     def __post_init__(self):
         self._refuse_what_means_nothing_here()
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+            self.bf16 = bool(self.bf16)  # GRPOConfig turns None into bf16
         responses, evaluated = self.num_generations, self.num_generations_eval
         if responses == 1:
             # GRPOConfig refuses 1, for which a group has no mean to subtract. PPO does not subtract one, so the check

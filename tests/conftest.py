@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # before huggingface_hub reads them
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 requires_shared = pytest.mark.skipif(
@@ -17,6 +19,13 @@ requires_shared = pytest.mark.skipif(
 )
 
 LAUNCHER_MARKS = ("RANK", "WORLD_SIZE", "LOCAL_", "CROSS_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for a launcher's `--master_port`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_deepspeed(
@@ -39,10 +48,7 @@ def run_deepspeed(
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])
     environment |= {"DS_ACCELERATOR": "cpu", **(env or {})}
     environment = {name: value for name, value in environment.items() if value is not None}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [programs / "deepspeed", "--num_gpus", num_ranks, "--master_port", port, *script_args]
+    words = [programs / "deepspeed", "--num_gpus", num_ranks, "--master_port", free_port(), *script_args]
     process = subprocess.Popen(
         [str(word) for word in words],
         cwd=cwd or REPOSITORY,

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
@@ -109,8 +109,6 @@ def load_encoder(
     trust_remote_code: bool = False,
 ) -> JudgeEncoder:
     """Tokenizer, `gram.json` and context length of a judge, checked against each other; no weights are read."""
-    from transformers import AutoConfig  # not at the top: it would shadow JudgeConfig for a reader of this module
-
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     config = config or JudgeConfig.load(path, revision)
     if max_length is not None:

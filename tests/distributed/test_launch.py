@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, run_deepspeed
+from tests.conftest import REPOSITORY, free_port, run_deepspeed
 
 RECIPE = """
 import json, os, sys
@@ -25,6 +25,9 @@ def main():
     start()
     import torch
     import torch.distributed as dist
+
+    backend = dist.get_backend() if dist.is_initialized() else None  # of start alone: recipes meet before training
+    deepspeed_joined = "deepspeed" in sys.modules and sys.modules["deepspeed"].comm.is_initialized()
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
     settings, training = parse_args((Settings, TrainingArguments), defaults={"output_dir": "out", "max_steps": 2,
@@ -53,9 +56,9 @@ def main():
         import deepspeed
         with deepspeed.zero.GatheredParameters([weight]):
             weight = weight.detach().clone()
-    report = {"world": trainer.accelerator.num_processes, "device": str(training.device), "zero3": zero3,
-              "sharded": sharded, "threads": torch.get_num_threads(), "moved": (weight - before).abs().max().item(),
-              "weights": weight.flatten().tolist()}
+    report = {"backend": backend, "deepspeed_joined": deepspeed_joined, "world": trainer.accelerator.num_processes,
+              "device": str(training.device), "zero3": zero3, "sharded": sharded, "threads": torch.get_num_threads(),
+              "moved": (weight - before).abs().max().item(), "weights": weight.flatten().tolist()}
     open(f"rank{rank}.json", "w").write(json.dumps(report))
 
 run_main(main)
@@ -83,6 +86,7 @@ def check_agreement(ranks: list[dict], zero3: bool) -> None:
     assert len(ranks) == 2
     for rank in ranks:
         assert (rank["world"], rank["device"][:3], rank["zero3"], rank["sharded"]) == (2, "cpu", zero3, zero3)
+        assert (rank["backend"], rank["deepspeed_joined"]) == ("gloo", zero3)
         assert rank["moved"] > 0.01
         assert rank["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
     assert ranks[0]["weights"] == ranks[1]["weights"]
@@ -118,9 +122,9 @@ def test_an_error_of_every_rank_is_told_once(recipe, tmp_path):
 
 
 def test_accelerate_trains_two_ranks_without_deepspeed(recipe, tmp_path):
-    run_on_cpu(
-        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=0", recipe], tmp_path
-    )
+    # --cpu would start a single process, whatever --num_processes says
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    run_on_cpu([*launcher, f"--main_process_port={free_port()}", recipe], tmp_path)
     check_agreement(reports(tmp_path), zero3=False)
 
 

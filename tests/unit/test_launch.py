@@ -84,7 +84,7 @@ def test_flags_reach_their_dataclasses():
         (["--learning_rat", "1"], ["'--learning_rat'", "command line", "--learning_rate"]),
         (["--batch-sise=4"], ["'--batch-sise'", "--batch_size"]),
         (["--zzzzzz", "1"], ["'--zzzzzz'", "--help"]),
-        (["stray"], ["'stray'", "belongs to no flag"]),
+        (["stray"], ["'stray'", "no flag"]),
         (["--batch_size", "many"], ["batch_size", "many"]),
         (["--pairing", "knockout"], ["pairing", "knockout", "round_robin"]),
         (["--config"], ["--config names no file"]),
@@ -162,7 +162,7 @@ def test_env_of_a_file_sets_variables(yaml_file, monkeypatch):
         ("batch_size: [1]\n", ["batch_size", "[1]", "single value"]),
         ("pairing: knockout\n", ["pairing", "knockout", "round_robin"]),
         ("- a\n- b\n", ["run.yaml", "list", "mapping"]),
-        ("a: [1\n", ["run.yaml", "not valid YAML"]),
+        ("a: [1\n", ["run.yaml", "cannot be read as YAML"]),
         ("env: 3\n", ["run.yaml", "env", "3"]),
         ("", ["run.yaml", "NoneType", "mapping"]),
     ],
@@ -175,7 +175,7 @@ def test_a_bad_file_is_refused_by_name(text, fragments, yaml_file):
 
 
 def test_a_missing_file_is_named_with_the_reason(tmp_path):
-    with pytest.raises(SettingsError, match=r"absent\.yaml: No such file"):
+    with pytest.raises(SettingsError, match=r"absent\.yaml cannot be read as YAML: .*No such file"):
         parse("--config", str(tmp_path / "absent.yaml"))
 
 

@@ -1,0 +1,480 @@
+"""Both stages of GRAM on a toy task: what is learned, saved and reported, and that batching changes no gradient."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from reward.encoding import CONFIG_NAME, JudgeConfig
+from reward.errors import DataError, NonFiniteLossError, SettingsError
+from reward.judges.gram import GramJudge, load_encoder
+from reward.judges.wrappers import BothOrders
+from reward.training.data import Unlabeled, read_preferences, read_unlabeled
+from reward.training.finetune import (
+    FinetuneConfig,
+    FinetuneTrainer,
+    HeldOutPairs,
+    ReadingCollator,
+    TrainingPairs,
+    chosen_is_first,
+    encode_preferences,
+)
+from reward.training.pretrain import NO_LOSS, PretrainConfig, PretrainTrainer, encode_unlabeled
+from reward.types import Pair, Preference, as_prompt
+from rlhf.launch import parse_args
+from tests.conftest import REPOSITORY
+from tests.gram_toys import save_toy_model, toy_rows, write_rows
+
+QUIET = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no"}
+PLAIN_SGD = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return save_toy_model(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def encoder(toy):
+    return load_encoder(str(toy), config=JudgeConfig(prompt="compact"))
+
+
+def preferences(count, seed=0):
+    return read_preferences(toy_rows(count, seed), "toy")
+
+
+def unlabeled(count, seed=0):
+    return read_unlabeled(toy_rows(count, seed), "toy")
+
+
+def finetune(model, encoder, folder, train, held_out=None, **settings):
+    settings = {**QUIET, "output_dir": str(folder), **settings}
+    return FinetuneTrainer(model, FinetuneConfig(**settings), encoder, train, held_out)
+
+
+def judge_pairs(judge, rows):
+    return judge.compare([Pair(row.prompt, row.chosen, row.rejected) for row in rows])
+
+
+# --- both stages, one after the other ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(toy, encoder, tmp_path_factory):
+    """Stage 1, then stage 2, stopped before every held-out pair is right; (folder, held-out rows, trainer, metrics)."""
+    torch.set_num_threads(1)
+    stage1, stage2 = tmp_path_factory.mktemp("stage1"), tmp_path_factory.mktemp("stage2")
+    rows, _ = encode_unlabeled(unlabeled(128), encoder, pairs_per_prompt=1, seed=0)
+    pretraining = PretrainConfig(
+        **QUIET,
+        output_dir=str(stage1),
+        learning_rate=3e-3,
+        per_device_train_batch_size=16,
+        num_train_epochs=4,
+        logging_steps=1,
+    )
+    trainer = PretrainTrainer(AutoModelForCausalLM.from_pretrained(toy), pretraining, encoder, rows)
+    trainer.train()
+    trainer.save_model()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+
+    continued = load_encoder(str(stage1))  # reads the gram.json of stage 1
+    assert continued.config == encoder.config
+    held_out = preferences(50, seed=1)
+    trainer = finetune(
+        AutoModelForCausalLM.from_pretrained(stage1),
+        continued,
+        stage2,
+        encode_preferences(preferences(512), continued),
+        encode_preferences(held_out, continued),
+        learning_rate=3e-3,
+        pair_orders="both",
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=7,  # no divisor of 100 readings
+        num_train_epochs=3,
+        save_strategy="epoch",
+        logging_steps=4,
+        eval_strategy="epoch",
+    )
+    trainer.train()
+    trainer.save_model()
+    return stage2, held_out, trainer, trainer.evaluate()
+
+
+def test_stage_2_learns(trained):
+    *_, trainer, metrics = trained
+    assert metrics["eval_accuracy"] > 0.9
+    assert metrics["eval_accuracy_ci_low"] <= metrics["eval_accuracy"] <= metrics["eval_accuracy_ci_high"]
+    logged = [entry for entry in trainer.state.log_history if "margin" in entry]
+    assert logged[-1]["accuracy"] > 0.9 > logged[0]["accuracy"]
+    assert 0 < logged[-1]["label_mass"] <= 1
+
+
+def test_saved_judge_is_the_trained_one(trained):
+    folder, held_out, trainer, metrics = trained
+    stored = json.loads((folder / CONFIG_NAME).read_text())
+    assert (stored["prompt"], stored["rendering"], stored["label_smoothing"]) == ("compact", "plain", 0.05)
+
+    judgments = judge_pairs(BothOrders(GramJudge.from_pretrained(str(folder))), held_out)
+    assert sum(judgment.prob_a > 0.5 for judgment in judgments) / len(held_out) == metrics["eval_accuracy"]
+    consistent = [(j.readings[0].prob_a - 0.5) * (j.readings[1].prob_a - 0.5) > 0 for j in judgments]
+    assert sum(consistent) / len(held_out) == metrics["eval_order_consistency"]
+    mass = sum(judgment.label_mass for judgment in judgments) / len(held_out)
+    assert mass == pytest.approx(metrics["eval_label_mass"], abs=1e-5)
+
+    saved = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(saved[name], weight, atol=0, rtol=0)
+
+
+def test_every_checkpoint_is_a_judge(trained):
+    folder, held_out, trainer, _ = trained
+    checkpoints = sorted(folder.glob("checkpoint-*"))
+    assert len(checkpoints) == 2  # save_total_limit
+    evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "eval_accuracy" in entry}
+    for checkpoint in checkpoints:
+        judgments = judge_pairs(BothOrders(GramJudge.from_pretrained(str(checkpoint))), held_out)
+        step = int(checkpoint.name.rpartition("-")[2])
+        assert sum(j.prob_a > 0.5 for j in judgments) / len(held_out) == evaluations[step]["eval_accuracy"]
+
+
+def test_lora_judge_loads_from_its_adapter(toy, encoder, tmp_path):
+    torch.manual_seed(0)
+    held_out = preferences(20, seed=1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(toy), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    pairs = encode_preferences(held_out, encoder)
+    trainer = finetune(
+        model, encoder, tmp_path, encode_preferences(preferences(128), encoder), pairs, learning_rate=1e-2, max_steps=8
+    )
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "adapter_model.safetensors").is_file() and not (tmp_path / "model.safetensors").exists()
+
+    read = torch.tensor(trainer.predict(HeldOutPairs(pairs)).predictions)[:, :2]
+    expected = (read[:, 0] - read[:, 1]).sigmoid()[::2].tolist()
+    loaded = judge_pairs(GramJudge.from_pretrained(str(tmp_path)), held_out)
+    assert [judgment.prob_a for judgment in loaded] == pytest.approx(expected, abs=1e-5)
+    untrained = judge_pairs(GramJudge(AutoModelForCausalLM.from_pretrained(toy), encoder), held_out)
+    assert max(abs(a.prob_a - b.prob_a) for a, b in zip(loaded, untrained, strict=True)) > 1e-2
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+# Plain SGD at learning rate 1 and no clipping: the weights move by minus the gradient, so that a wrong factor shows,
+# which Adam would hide. Gradients here are up to about 0.5; float32 sums in another order, and padding of another
+# width, move them by about 1e-7, and 2e-6 leaves room for that alone.
+
+
+def one_step_gradient(make_trainer, toy):
+    model = AutoModelForCausalLM.from_pretrained(toy)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    make_trainer(model).train()
+    return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("orders", ["random", "both"])
+@pytest.mark.parametrize("count", [8, 6])  # with 6 the windows are 4 + 2 and six single pairs
+def test_stage_2_gradient_is_the_same_however_batched(toy, encoder, tmp_path, orders, count):
+    pairs = encode_preferences(preferences(count), encoder)
+
+    def step(batch, accumulation):
+        return one_step_gradient(
+            lambda model: finetune(
+                model, encoder, tmp_path, pairs, max_steps=1, pair_orders=orders,
+                per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **PLAIN_SGD,
+            ),
+            toy,
+        )  # fmt: skip
+
+    whole = step(8, 1)
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
+    for batch, accumulation in ((1, 8), (4, 2)):
+        for name, gradient in step(batch, accumulation).items():
+            torch.testing.assert_close(gradient, whole[name], atol=2e-6, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_stage_2_gradient_is_the_mean_loss_gradient(toy, encoder, tmp_path):
+    """Against a loop without any trainer: the mean over readings of -(1-ε) log π(l) - ε log π(l')."""
+    pairs = encode_preferences(preferences(5), encoder)
+    moved = one_step_gradient(
+        lambda model: finetune(
+            model, encoder, tmp_path, pairs, max_steps=1, label_smoothing=0.1, pair_orders="both",
+            per_device_train_batch_size=2, gradient_accumulation_steps=3, **PLAIN_SGD,
+        ),
+        toy,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(toy)
+    loss = 0.0
+    for pair in pairs:
+        for ids, label in (pair.reading(True), pair.reading(False)):
+            logits = model(torch.tensor(ids, dtype=torch.long)[None]).logits[0, -1, list(encoder.label_ids)]
+            log_pi = logits.log_softmax(-1)
+            loss = loss - (0.9 * log_pi[label] + 0.1 * log_pi[1 - label]) / (2 * len(pairs))
+    loss.backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(moved[name], weight.grad, atol=2e-6, rtol=0)
+
+
+def test_stage_1_gradient_is_the_answers_mean_however_batched(toy, encoder, tmp_path):
+    rows, _ = encode_unlabeled(unlabeled(8), encoder, pairs_per_prompt=1, seed=0)
+
+    def step(batch, accumulation):
+        args = PretrainConfig(
+            **QUIET, **PLAIN_SGD, output_dir=str(tmp_path), max_steps=1,
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        return one_step_gradient(lambda model: PretrainTrainer(model, args, encoder, rows), toy)
+
+    model = AutoModelForCausalLM.from_pretrained(toy)
+    total, tokens = 0.0, 0
+    for row in rows:
+        ids, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        log_probs = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        total, tokens = total - log_probs[labels[1:] != NO_LOSS].sum(), tokens + (labels[1:] != NO_LOSS).sum()
+    (total / tokens).backward()
+    for shape in ((8, 1), (1, 8)):
+        for name, gradient in step(*shape).items():
+            torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=5e-6, rtol=0)
+
+
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(toy, encoder, tmp_path):
+    pairs = encode_preferences(preferences(24), encoder)
+    settings = {
+        "num_train_epochs": 2, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 8,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    whole = finetune(AutoModelForCausalLM.from_pretrained(toy), encoder, tmp_path, pairs, **settings)
+    whole.train()
+    resumed = finetune(AutoModelForCausalLM.from_pretrained(toy), encoder, tmp_path, pairs, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))  # in the middle of the second epoch
+    assert resumed.state.global_step == 12
+    for name, weight in whole.model.named_parameters():
+        torch.testing.assert_close(resumed.model.get_parameter(name), weight, atol=1e-6, rtol=0)
+
+
+# --- what is fed ------------------------------------------------------------------------------------------------------
+
+
+def test_labels_follow_the_reading_order(encoder):
+    row = Preference(as_prompt("Tell me about tea"), "The answer is kind", "The answer is rude")
+    (pair,) = encode_preferences([row], encoder)
+    for chosen_first in (True, False):
+        ids, label = pair.reading(chosen_first)
+        text = encoder.tokenizer.decode(ids)
+        assert label == (0 if "Reply A: The answer is kind" in text else 1)
+        assert ("Reply B: The answer is kind" in text) == (label == 1)
+
+
+def test_orders_are_fair_and_redrawn_every_epoch(encoder):
+    epochs = [[chosen_is_first(seed=3, epoch=epoch, row=row) for row in range(2000)] for epoch in (0, 1)]
+    for drawn in epochs:
+        assert abs(sum(drawn) / 2000 - 0.5) < 0.045  # four standard deviations
+    assert abs(sum(a != b for a, b in zip(*epochs, strict=True)) / 2000 - 0.5) < 0.045
+
+    data = TrainingPairs(encode_preferences(preferences(40), encoder), "random", seed=0)
+    first = [data[row]["readings"][0][1] for row in range(40)]
+    assert first == [data[row]["readings"][0][1] for row in range(40)]
+    data.epoch = 1
+    assert first != [data[row]["readings"][0][1] for row in range(40)]
+
+
+def test_trainer_tells_the_data_its_epoch(toy, encoder, tmp_path):
+    trainer = finetune(
+        AutoModelForCausalLM.from_pretrained(toy), encoder, tmp_path, encode_preferences(preferences(16), encoder),
+        num_train_epochs=3,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.train_dataset.epoch == 2
+
+
+def test_both_orders_share_a_batch(encoder):
+    data = TrainingPairs(encode_preferences(preferences(3), encoder), "both", seed=0)
+    batch = ReadingCollator(pad_id=0)([data[row] for row in range(3)])
+    assert batch["labels"].tolist() == [[-100, 0], [-100, 1]] * 3
+    assert batch["input_ids"].shape[0] == 6
+    assert batch["attention_mask"][:, -1].all()  # the label is read after the last column
+
+
+def test_held_out_rows_keep_their_order_when_training_groups_by_length(toy, encoder, tmp_path):
+    pairs = encode_preferences(preferences(30, seed=1), encoder)
+    model = AutoModelForCausalLM.from_pretrained(toy)
+    found = [
+        finetune(model, encoder, tmp_path, pairs, pairs, per_device_eval_batch_size=4, train_sampling_strategy=strategy)
+        .evaluate()
+        for strategy in ("random", "group_by_length")
+    ]  # fmt: skip
+    for name in ("accuracy", "order_consistency", "first_position", "loss"):
+        assert found[0][f"eval_{name}"] == pytest.approx(found[1][f"eval_{name}"], abs=1e-6)
+
+
+def test_grouping_by_length_trains(toy, encoder, tmp_path):
+    pairs = encode_preferences(preferences(32), encoder)
+    settings = {"train_sampling_strategy": "group_by_length", "pair_orders": "both", "max_steps": 2}
+    finetune(AutoModelForCausalLM.from_pretrained(toy), encoder, tmp_path, pairs, **settings).train()
+
+
+def test_stage_1_rows_carry_loss_on_the_answers_only(encoder):
+    item = Unlabeled(as_prompt("Tell me about tea"), ("The answer is kind", "The answer is rude"))
+    rows, truncated = encode_unlabeled([item], encoder, pairs_per_prompt=3, seed=0)
+    assert len(rows) == 1 and truncated == 0  # two responses make one pair
+    ids, labels = rows[0]["input_ids"], rows[0]["labels"]
+    loss_begins = labels.index(next(label for label in labels if label != NO_LOSS))
+    assert labels[loss_begins:] == ids[loss_begins:]
+    assert encoder.tokenizer.decode(ids[:loss_begins]) == "Question: Tell me about tea\n"
+    answers = encoder.tokenizer.decode(ids[loss_begins:])
+    kind_first = answers == "Reply A: The answer is kind\nReply B: The answer is rude<end>"
+    assert kind_first or answers == "Reply A: The answer is rude\nReply B: The answer is kind<end>"
+
+
+def test_stage_1_truncation_keeps_both_answers_and_the_end(toy):
+    short = load_encoder(str(toy), config=JudgeConfig(prompt="compact", max_length=64))
+    item = Unlabeled(as_prompt("Tell me " * 40), ("kind " * 60, "rude " * 60))
+    rows, truncated = encode_unlabeled([item, item], short, pairs_per_prompt=1, seed=0)
+    assert truncated == 1.0
+    for row in rows:
+        assert len(row["input_ids"]) <= 64
+        answers = short.tokenizer.decode([label for label in row["labels"] if label != NO_LOSS])
+        assert answers.startswith("Reply A: ") and "\nReply B: " in answers and answers.endswith("<end>")
+        assert answers.count("kind") == answers.count("rude")
+
+
+def test_pairs_per_prompt(encoder):
+    item = Unlabeled(as_prompt("Tell me about tea"), tuple(f"The answer is {word}" for word in ("kind", "rude", "warm", "cold")))
+    many, _ = encode_unlabeled([item] * 20, encoder, pairs_per_prompt=3, seed=0)
+    again, _ = encode_unlabeled([item] * 20, encoder, pairs_per_prompt=3, seed=0)
+    other, _ = encode_unlabeled([item] * 20, encoder, pairs_per_prompt=3, seed=1)
+    assert many["input_ids"] == again["input_ids"] != other["input_ids"]
+    assert len(many) == 60
+    for start in range(0, 60, 3):
+        assert len({tuple(ids) for ids in many["input_ids"][start : start + 3]}) == 3
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [-0.01, 0.5, 0.9])
+def test_label_smoothing_out_of_range(tmp_path, epsilon):
+    with pytest.raises(SettingsError, match=r"must lie in \[0, 0\.5\)"):
+        FinetuneConfig(**QUIET, output_dir=str(tmp_path), label_smoothing=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (FinetuneConfig, {"pair_orders": "one"}, "choose one of random, both"),
+        (FinetuneConfig, {"label_smoothing_factor": 0.1}, "set --label_smoothing"),
+        (FinetuneConfig, {"remove_unused_columns": True}, "leave it false"),
+        (PretrainConfig, {"packing": True}, "packing is True"),
+        (PretrainConfig, {"loss_type": "dft"}, "loss_type is 'dft'"),
+        (PretrainConfig, {"pairs_per_prompt": 0}, "at least one pair"),
+    ],
+)
+def test_settings_that_mean_nothing_here(tmp_path, config, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        config(**QUIET, output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_nan_loss_stops_the_run(toy, encoder, tmp_path, stage):
+    model = AutoModelForCausalLM.from_pretrained(toy)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    (tmp_path / "checkpoint-12").mkdir()
+    if stage == 1:
+        rows, _ = encode_unlabeled(unlabeled(8), encoder, pairs_per_prompt=1, seed=0)
+        trainer = PretrainTrainer(model, PretrainConfig(**QUIET, output_dir=str(tmp_path)), encoder, rows)
+    else:
+        trainer = finetune(model, encoder, tmp_path, encode_preferences(preferences(8), encoder))
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 0\. The last checkpoint is .*checkpoint-12"):
+        trainer.train()
+
+
+def test_pairs_that_no_judge_could_read_are_refused(encoder, monkeypatch):
+    # The neutraliser leaves no such text on this tokenizer, so the encoder is told to find one.
+    monkeypatch.setattr(type(encoder), "_count_controls", lambda self, ids: -1)
+    with pytest.raises(DataError, match="none of 3 pairs"):
+        encode_preferences(preferences(3), encoder)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def run_recipe(name, *flags, check=True):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(REPOSITORY / "recipes" / name), *map(str, flags)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def test_recipes_run_one_after_the_other(toy, tmp_path):
+    split = [row | {"split": "test" if i % 4 == 0 else "train"} for i, row in enumerate(toy_rows(64, 0))]
+    rows = write_rows(tmp_path / "rows.jsonl", split)
+    config = tmp_path / "pretrain.yaml"
+    config.write_text(f"model_name_or_path: {toy}\ndataset: [{rows}]\nprompt: compact\nlearning_rate: 1e-3\n")
+    stage1, stage2 = tmp_path / "stage1", tmp_path / "stage2"
+    flags = ["--per_device_train_batch_size", 8, "--max_steps", 3, "--disable_tqdm", "true"]
+    run_recipe("pretrain_gram.py", "--config", config, "--output_dir", stage1, *flags, "--use_peft")
+    run_recipe(
+        "finetune_gram.py", "--model_name_or_path", stage1, "--dataset", rows, "--eval_split", "test",
+        "--output_dir", stage2, "--use_peft", "--max_eval_samples", 10, *flags,
+    )  # fmt: skip
+    metrics = json.loads((stage2 / "metrics.json").read_text())
+    assert (metrics["train_pairs"], metrics["eval_pairs"]) == (48, 10)
+    assert json.loads((stage2 / CONFIG_NAME).read_text())["prompt"] == "compact"  # from stage 1's gram.json
+    assert json.loads((stage2 / "run.json").read_text())["train_pairs"] == 48
+    assert (stage2 / "training.png").stat().st_size > 10_000
+    judge = BothOrders(GramJudge.from_pretrained(str(stage2)))
+    assert 0 <= judge_pairs(judge, preferences(1))[0].prob_a <= 1
+    assert json.loads((stage2 / "adapter_config.json").read_text())["base_model_name_or_path"] == str(toy)
+
+
+def test_recipe_refuses_before_weights_load(toy, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "chosenn": "a", "rejected": "b"}])
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in Path(toy).iterdir():
+        if file.suffix != ".safetensors":
+            (broken / file.name).write_bytes(file.read_bytes())
+    done = run_recipe(
+        "finetune_gram.py", "--model_name_or_path", broken, "--dataset", rows, "--output_dir", tmp_path, check=False
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "row 1: no column 'chosen'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "batch", "rate", "epochs"),
+    [("pretrain", PretrainConfig, 256, 1e-5, 1), ("finetune", FinetuneConfig, 128, 2e-5, 2)],
+)
+def test_published_settings(name, config, batch, rate, epochs, monkeypatch):
+    from trl import ModelConfig
+
+    from reward.training.arguments import DataArguments, JudgeArguments
+
+    file = REPOSITORY / "recipes" / "configs" / f"{name}_gram_qwen3.yaml"
+    # This machine may have neither CUDA nor the launcher; these two lines of the file need them.
+    local = ["--bf16", "false", "--deepspeed", "", "--use_cpu", "true"]
+    _, _, args, _ = parse_args((DataArguments, JudgeArguments, config, ModelConfig), ["--config", str(file), *local])
+    assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == batch
+    assert (args.learning_rate, args.num_train_epochs, args.max_length) == (rate, epochs, 2048)
+    assert (args.lr_scheduler_type, args.warmup_steps, args.weight_decay, args.max_grad_norm) == ("cosine", 0.1, 0.0, 1.0)
+    if name == "finetune":
+        assert args.label_smoothing == 0.05  # torch's α = 0.1

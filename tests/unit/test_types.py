@@ -1,0 +1,151 @@
+"""The records: what they refuse, and that swapping twice is doing nothing."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward.errors import DataError
+from reward.types import (
+    NO_VERDICT,
+    Group,
+    GroupScore,
+    Judgment,
+    Message,
+    Pair,
+    Preference,
+    as_prompt,
+)
+
+PROMPT = (Message("user", "2+2?"),)
+quarters = st.integers(0, 64).map(lambda n: n / 64)  # exact in binary, so that 1 - p is exact as well
+leaves = st.builds(Judgment, quarters, label_mass=quarters, rationale=st.text(max_size=5), truncated=st.booleans())
+judgments = st.builds(Judgment, quarters, readings=st.lists(leaves, max_size=2).map(tuple))
+
+
+def test_plain_text_becomes_one_user_message():
+    assert as_prompt("2+2?") == (Message("user", "2+2?"),)
+
+
+def test_messages_keep_their_order_their_roles_and_their_text():
+    rows = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": " Hi\n"},
+        Message("assistant", ""),
+        {"role": "user", "content": "Bye", "name": "ignored"},
+    ]
+    assert as_prompt(rows) == (
+        Message("system", "Be brief."),
+        Message("user", " Hi\n"),
+        Message("assistant", ""),
+        Message("user", "Bye"),
+    )
+
+
+def test_a_prompt_is_its_own_prompt():
+    prompt = as_prompt([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+    assert as_prompt(prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"role": "system", "content": "Be brief."}],
+        [{"role": "assistant", "content": "4"}, {"role": "system", "content": "s"}],
+        [{"role": "User", "content": "roles are lower case"}],
+    ],
+)
+def test_a_prompt_without_a_user_turn_is_refused_and_its_roles_are_named(rows):
+    roles = [row["role"] for row in rows]
+    with pytest.raises(DataError, match=re.escape(f"no user turn (its roles are {roles})")):
+        as_prompt(rows)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"role": "user"}, "must both be strings"),
+        ({"content": "x"}, "must both be strings"),
+        ({"role": "user", "content": None}, "must both be strings"),
+        ({"role": "user", "content": ["x"]}, "must both be strings"),
+        ({"role": 1, "content": "x"}, "must both be strings"),
+        ({"from": "human", "value": "x"}, "must both be strings"),
+        ("user: x", "not a mapping"),
+        (None, "not a mapping"),
+    ],
+)
+def test_a_bad_message_is_refused_with_its_position(bad, message):
+    with pytest.raises(DataError, match=f"message 1 of the prompt .*{message}"):
+        as_prompt([{"role": "user", "content": "fine"}, bad])
+
+
+def test_a_mapping_where_a_list_of_messages_was_meant_is_refused():
+    with pytest.raises(DataError, match="not a mapping"):
+        as_prompt({"role": "user", "content": "x"})
+
+
+@given(st.text(), st.text(), st.text())
+def test_swapping_a_pair_exchanges_the_responses_and_nothing_else(text, a, b):
+    pair = Pair(as_prompt(text), a, b)
+    assert pair.swap() == Pair(as_prompt(text), b, a)
+    assert pair.swap().swap() == pair
+
+
+def test_swapping_a_judgment_turns_p_into_one_minus_p():
+    judgment = Judgment(
+        0.75, label_mass=0.5, rationale="why", truncated=True, readings=(Judgment(1.0), Judgment(0.5, 0.25))
+    )
+    assert judgment.swap() == Judgment(
+        0.25, label_mass=0.5, rationale="why", truncated=True, readings=(Judgment(0.0), Judgment(0.5, 0.25))
+    )
+
+
+@given(judgments)
+def test_swapping_a_judgment_twice_changes_nothing(judgment):
+    same = judgment.swap().swap()
+    assert same.prob_a == judgment.prob_a
+    assert [(r.prob_a, r.label_mass, r.rationale, r.truncated) for r in same.readings] == [
+        (r.prob_a, r.label_mass, r.rationale, r.truncated) for r in judgment.readings
+    ]
+
+
+def test_no_verdict_needs_a_reason_and_keeps_it_when_swapped():
+    with pytest.raises(ValueError, match="needs a reason"):
+        Judgment(NO_VERDICT)
+    swapped = Judgment(NO_VERDICT, reason="timed out").swap()
+    assert math.isnan(swapped.prob_a)
+    assert swapped.reason == "timed out"
+    assert not swapped.has_verdict
+
+
+@pytest.mark.parametrize("value", [-1e-9, 1.0000001, math.inf, -math.inf, -1.0, 2.0])
+def test_what_is_not_a_probability_is_refused(value):
+    with pytest.raises(ValueError, match="not a probability"):
+        Judgment(value)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_both_ends_of_the_unit_interval_are_verdicts(value):
+    assert Judgment(value).has_verdict
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Message("user", "x"),
+        Pair(PROMPT, "a", "b"),
+        Preference(PROMPT, "a", "b"),
+        Judgment(0.5, readings=(Judgment(0.25), Judgment(0.75))),
+        Group(PROMPT, ("a", "b"), "r"),
+        GroupScore((0.5, 0.25), (("tie", 1.0),)),
+    ],
+    ids=lambda record: type(record).__name__,
+)
+def test_records_are_frozen_and_hashable(record):
+    assert hash(record) == hash(dataclasses.replace(record))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(record, dataclasses.fields(record)[0].name, "other")
