@@ -18,7 +18,7 @@ from reward.training.arguments import DataArguments
 from reward.training.data import read_prompts
 from rlhf.launch import explicit_flags, parse_args, run_main, start, write_run_record
 from rlhf.ppo import PPOTrainer
-from rlhf.ppo_config import PPOConfig
+from rlhf.ppo_config import PPOConfig, check_data
 from rlhf.prompts import PolicyPrompts, fit_prompts
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -39,9 +39,14 @@ def main() -> None:
         raise SettingsError("--model_name_or_path is missing; with neither it nor --dataset the small world is used")
     check_reward(reward_args)
     tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        padding_side="left",
+        trust_remote_code=args.trust_remote_code,
     )
     prompts = load_prompts(data, args, model_args, tokenizer)
+    dataset, reference = Dataset.from_list(prompts.rows), reward_args.reward_reference or "greedy"
+    check_data(dataset, args, reference)
 
     backend = build_reward(reward_args)
     args.model_init_kwargs = {
@@ -49,14 +54,13 @@ def main() -> None:
         "revision": model_args.model_revision,
         "dtype": model_args.dtype or "float32",
         "attn_implementation": model_args.attn_implementation,
-        "trust_remote_code": model_args.trust_remote_code,
     }
     trainer = PPOTrainer(
         model_args.model_name_or_path,
         backend,
         args,
-        Dataset.from_list(prompts.rows),
-        reference=reward_args.reward_reference or "greedy",
+        dataset,
+        reference=reference,
         processing_class=tokenizer,
         gold=GoldReward() if in_small_world else None,
         peft_config=get_peft_config(model_args),

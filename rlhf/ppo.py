@@ -30,7 +30,7 @@ from trl.trainer.utils import (
     use_adapter,
 )
 
-from reward.errors import NoVerdictError, SettingsError, require_finite_loss
+from reward.errors import NoVerdictError, require_finite_loss
 from reward.trl_signature import groups_from_rows
 from reward.types import RewardBackend, as_prompt
 from rlhf.advantages import (
@@ -45,7 +45,7 @@ from rlhf.advantages import (
     whiten,
 )
 from rlhf.critic import Critic, load_critic
-from rlhf.ppo_config import REFERENCES, PPOConfig
+from rlhf.ppo_config import PPOConfig, check_data
 
 _STATE_NAME = "ppo_state.json"
 _GRPO_METRICS = ("frac_reward_zero_std", "reward", "reward_std", "kl")  # of a group's spread, which PPO does not use
@@ -84,19 +84,7 @@ class PPOTrainer(GRPOTrainer):
         peft_config=None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        if reference not in REFERENCES:
-            raise SettingsError(f"--reward_reference {reference} is unknown: choose one of {', '.join(REFERENCES)}")
-        if reference == "dataset" and "reference" not in train_dataset.column_names:
-            raise SettingsError(
-                f"--reward_reference dataset needs a column 'reference'; the data set has {train_dataset.column_names}"
-            )
-        per_rollout = args.generation_batch_size // args.num_generations
-        if len(train_dataset) < per_rollout:
-            raise SettingsError(
-                f"the data set has {len(train_dataset)} prompts, a rollout takes {per_rollout} different ones "
-                f"(generation batch {args.generation_batch_size} over all ranks / num_generations "
-                f"{args.num_generations}): lower --per_device_train_batch_size or --steps_per_generation"
-            )
+        check_data(train_dataset, args, reference)
         self.backend = backend
         self.gold = gold
         self.reference = reference
@@ -125,8 +113,13 @@ class PPOTrainer(GRPOTrainer):
             self.ref_model = self._load_initial_policy()
         self.critic = None
         if not args.constant_critic:
-            path = args.critic_model or get_config_model_id(self.model.config)
-            critic = critic or load_critic(path, initial_value=args.critic_initial_value, dtype=self.model.dtype)
+            critic = critic or load_critic(
+                args.critic_model or get_config_model_id(self.model.config),
+                initial_value=args.critic_initial_value,
+                dtype=self.model.dtype,
+                revision=None if args.critic_model else (args.model_init_kwargs or {}).get("revision"),
+                trust_remote_code=args.trust_remote_code,
+            )
             if args.gradient_checkpointing:
                 critic.gradient_checkpointing_enable()
             self.critic = Critic(

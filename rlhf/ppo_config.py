@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field, fields
 
 import torch
+from datasets import Dataset
 from trl import GRPOConfig
 
 from reward.errors import SettingsError
@@ -23,6 +24,27 @@ _REFUSED = {
     "sync_ref_model": "the KL penalty is measured against the initial policy",
 }
 _FILTERS = ("top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def check_data(train_dataset: Dataset, args: "PPOConfig", reference: str) -> None:
+    """Refuses a reference that is not there and a data set smaller than a rollout; no weights are needed for it.
+
+    Raises:
+        SettingsError: with the numbers and the way out.
+    """
+    if reference not in REFERENCES:
+        raise SettingsError(f"--reward_reference {reference} is unknown: choose one of {', '.join(REFERENCES)}")
+    if reference == "dataset" and "reference" not in train_dataset.column_names:
+        raise SettingsError(
+            f"--reward_reference dataset needs a column 'reference'; the data set has {train_dataset.column_names}"
+        )
+    per_rollout = args.generation_batch_size // args.num_generations
+    if len(train_dataset) < per_rollout:
+        raise SettingsError(
+            f"the data set has {len(train_dataset)} prompts, a rollout takes {per_rollout} different ones "
+            f"(generation batch {args.generation_batch_size} over all ranks / num_generations "
+            f"{args.num_generations}): lower --per_device_train_batch_size or --steps_per_generation"
+        )
 
 
 @dataclass

@@ -1,0 +1,100 @@
+"""`recipes/ppo_gram.py` as a person starts it, on a toy policy and a toy judge."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+from reward.encoding import JudgeConfig
+from tests.conftest import REPOSITORY, run_deepspeed
+from tests.gram_toys import TOPICS, save_toy_model, write_rows
+
+RECIPE = REPOSITORY / "recipes" / "ppo_gram.py"
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Policy, judge and prompts; as flags."""
+    folder = tmp_path_factory.mktemp("toys")
+    save_toy_model(folder / "policy", chat=True)
+    save_toy_model(folder / "judge", seed=1)
+    JudgeConfig(prompt="compact").save(folder / "judge")
+    prompts = [{"prompt": [{"role": "user", "content": f"Tell me about {t}"}]} for t in TOPICS] * 2
+    write_rows(folder / "prompts.jsonl", prompts)
+    return folder
+
+
+def flags(toys, output_dir, **more):
+    settings = {
+        "model_name_or_path": toys / "policy",
+        "reward_model": toys / "judge",
+        "dataset": toys / "prompts.jsonl",
+        "output_dir": output_dir,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        **more,
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def run(command):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_yaml_file_is_a_run(toys, tmp_path):
+    names = iter(flags(toys, tmp_path / "out", max_steps=4))
+    lines = [f"{flag[2:]}: {value}" for flag, value in zip(names, names, strict=True)]
+    (tmp_path / "run.yaml").write_text("\n".join(lines) + "\nlearning_rate: 1e-3\n")
+    status, output = run([sys.executable, RECIPE, "--config", tmp_path / "run.yaml", "--max_steps", 2])
+    assert status == 0, output[-3000:]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["settings"]["PPOConfig"]["max_steps"] == 2, "a flag wins over the file"
+    assert record["settings"]["PPOConfig"]["learning_rate"] == 1e-3
+    assert record["prompts"] == {"kept": 16, "dropped": 0, "rendering": "chat_template"}
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert 0 < history[0]["objective/scores"] < 1
+    assert {"reward/gram/order_consistency", "reward/gram/label_mass", "reward/gram/truncated"} <= set(history[0])
+
+
+def test_two_ranks_train_save_and_continue(toys, tmp_path):
+    out = tmp_path / "out"
+    run_deepspeed([RECIPE, *flags(toys, out, save_steps=2, reward_reference="initial")])
+    policy = AutoModelForCausalLM.from_pretrained(out)
+    assert policy.lm_head.weight.shape[0] == len(AutoTokenizer.from_pretrained(out))
+    assert AutoModelForTokenClassification.from_pretrained(out / "critic").num_labels == 1
+    record = json.loads((out / "run.json").read_text())
+    assert record["world_size"] == 2
+    assert record["settings"]["PPOConfig"]["deepspeed"].endswith("zero3_cpu.json")
+
+    done = run_deepspeed(
+        [RECIPE, *flags(toys, out, save_steps=2, max_steps=4, resume_from_checkpoint=out / "checkpoint-2")]
+    )
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "policy/loss" in entry] == [1, 2, 3, 4], done.stdout
+    assert AutoModelForCausalLM.from_pretrained(out / "checkpoint-4").num_parameters() == policy.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"reward_modle": "x"},
+            "'--reward_modle' in the command line is no flag of this recipe; did you mean --reward_model",
+        ),
+        ({"reward": "gramm"}, "--reward gramm is unknown: choose one of gram"),
+        ({"reward_reference": "dataset"}, "--reward_reference dataset needs a column 'reference'"),
+        ({"max_completion_length": 127}, "room for 1"),
+    ],
+)
+def test_bad_input_ends_with_one_readable_line(toys, tmp_path, change, message):
+    status, output = run([sys.executable, RECIPE, *flags(toys, tmp_path, **change)])
+    assert status == 2, output[-2000:]
+    assert message in output
+    assert "Traceback" not in output
+    assert "Loading weights" not in output, "refused before any weights load"

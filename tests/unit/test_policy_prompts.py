@@ -1,0 +1,52 @@
+"""Prompts as the policy reads them."""
+
+import pytest
+
+from reward.errors import DataError
+from rlhf.prompts import PLAIN_CHAT_TEMPLATE, fit_prompts
+from tests.gram_toys import toy_tokenizer
+
+
+def conversation(*turns):
+    roles = ("user", "assistant")
+    return {"prompt": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
+
+
+def test_text_prompts_are_measured_and_long_ones_dropped():
+    rows = [{"prompt": "Tell me about tea"}, {"prompt": "Tell me about " + "rain " * 50}]
+    prompts = fit_prompts(rows, toy_tokenizer(), max_prompt_length=20, source="rows.jsonl")
+    assert prompts.rows == rows[:1]
+    assert (prompts.rendering, prompts.dropped) == ("text", 1)
+    assert prompts.longest == len(toy_tokenizer()("Tell me about tea")["input_ids"])
+
+
+def test_conversations_use_the_tokenizers_template():
+    tokenizer = toy_tokenizer(chat=True)
+    prompts = fit_prompts([conversation("Hi")], tokenizer, max_prompt_length=99, source="x")
+    assert prompts.rendering == "chat_template"
+    rendered = tokenizer.apply_chat_template(conversation("Hi")["prompt"], add_generation_prompt=True)["input_ids"]
+    assert prompts.longest == len(rendered)
+
+
+def test_a_tokenizer_without_a_template_gets_the_plain_one():
+    tokenizer = toy_tokenizer()
+    prompts = fit_prompts([conversation("Hi", "Hello.", "Bye?")], tokenizer, max_prompt_length=99, source="x")
+    assert prompts.rendering == "plain"
+    assert tokenizer.chat_template == PLAIN_CHAT_TEMPLATE
+    text = tokenizer.apply_chat_template(prompts.rows[0]["prompt"], tokenize=False, add_generation_prompt=True)
+    assert text == "User: Hi\n\nAssistant: Hello.\n\nUser: Bye?\n\nAssistant:"
+
+
+def test_a_conversation_the_template_refuses_is_named_by_row():
+    tokenizer = toy_tokenizer(chat=True)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
+    )
+    rows = [conversation("Hi"), {"prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}]
+    with pytest.raises(DataError, match=r"rows.jsonl, row 2: .*\['system', 'user'\] \(System role not supported\)"):
+        fit_prompts(rows, tokenizer, max_prompt_length=99, source="rows.jsonl")
+
+
+def test_no_prompt_that_fits_is_an_error_with_the_numbers():
+    with pytest.raises(DataError, match=r"the shortest of 1 prompts takes \d+ tokens, .* room for 2"):
+        fit_prompts([{"prompt": "Tell me about tea"}], toy_tokenizer(), max_prompt_length=2, source="x")
