@@ -2,13 +2,17 @@
 
     python recipes/build_small_world.py FOLDER
 
-FOLDER/policy holds the model and its tokenizer, FOLDER/data the rows of `reward.small_world` as JSON lines.
+FOLDER/data holds the rows of `reward.small_world` as JSON lines, FOLDER/policy the language model, FOLDER/judge a GRAM
+judge trained by the recipes of both stages, FOLDER/built.json the judge's held-out metrics and the seconds it took.
 """
 
 import argparse
 import json
 import math
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,7 +26,8 @@ from reward import small_world
 PAD, USER, ASSISTANT, SYSTEM, END = SPECIAL_TOKENS = ("<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] in ['system', 'assistant'] %}{{ '<|' + message['role'] + '|>' }}{% else %}<|user|>{% endif %}"
+    "{% if message['role'] in ['system', 'assistant'] %}{{ '<|' + message['role'] + '|>' }}"
+    "{% else %}<|user|>{% endif %}"
     "{{ message['content'] }}<|end|>"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -30,22 +35,22 @@ CHAT_TEMPLATE = (
 # Words of judge prompts, in the tokenizer's corpus so that each is one token at the start of a line and after a space;
 # "A" and "B" too, since a label must be one token.
 JUDGE_WORDS = (
-    "Question Prompt User Assistant System Conversation Reply Replies Response Responses Answer Better Best Preferred Verdict "
-    "Which reply is better ? The A B or and : . ,"
+    "Question Prompt User Assistant System Conversation Reply Replies Response Responses Answer Better Best Preferred "
+    "Verdict Which reply is better ? The A B or and : . ,"
 )
 CONTEXT = 512  # tokens
 VOCABULARY = 1024  # tokens, at most
 
 LM_ROWS = 20_000
-LM_STEPS = 600
+LM_STEPS = 300
 LM_BATCH = 32  # rows
-LM_LEARNING_RATE = 3e-3
+LM_LEARNING_RATE = 4e-3
 LM_WARMUP = 30  # steps
 
 
 def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer whose tokens are the words of the small world, each with its leading space."""
-    corpus = ([JUDGE_WORDS] + JUDGE_WORDS.split()) * 50
+    corpus = [JUDGE_WORDS, *JUDGE_WORDS.split()] * 50
     for row in small_world.sft_rows(5_000, seed, "train"):
         corpus += [row["prompt"][0]["content"], row["completion"][0]["content"]]
     backend = Tokenizer(models.BPE())
@@ -68,8 +73,10 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     )
 
 
-def _batches(rows: list[list[int]], size: int, steps: int, pad: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` batches of token ids (B, T) and of their mask (B, T), padded on the right, row order shuffled every epoch."""
+def _batches(
+    rows: list[list[int]], size: int, steps: int, pad: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches of token ids (B, T) and their mask (B, T), padded on the right, shuffled anew every epoch."""
     rng, queue = random.Random(seed), []
     for _ in range(steps):
         if len(queue) < size:
@@ -87,10 +94,10 @@ def build_language_model(folder: Path, seed: int = 0) -> None:
     tokenizer = build_tokenizer(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=6,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -138,13 +145,34 @@ def write_data(folder: Path, seed: int = 0) -> None:
     _write_rows(data / "preferences_test.jsonl", small_world.preference_rows(500, seed, "test"))
 
 
+def train_judge(folder: Path) -> dict[str, float]:
+    """Both stages of GRAM by their recipes, from the language model's weights; the held-out metrics of `judge`."""
+    data = folder / "data"
+    _recipe("pretrain", folder / "policy", folder / "pretrained", ["--dataset", data / "unlabeled.jsonl"])
+    labels = ["--dataset", data / "preferences_train.jsonl", "--eval_dataset", data / "preferences_test.jsonl"]
+    _recipe("finetune", folder / "pretrained", folder / "judge", labels)
+    return json.loads((folder / "judge" / "metrics.json").read_text())
+
+
+def _recipe(stage: str, model: Path, output: Path, words: list) -> None:
+    recipes = Path(__file__).parent
+    command = [sys.executable, recipes / f"{stage}_gram.py", "--config", recipes / f"configs/{stage}_small_world.yaml"]
+    command += ["--model_name_or_path", model, "--output_dir", output, *words]
+    subprocess.run([str(word) for word in command], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    write_data(arguments.folder, arguments.seed)
-    build_language_model(arguments.folder, arguments.seed)
+    folder, started = arguments.folder, time.perf_counter()
+    write_data(folder, arguments.seed)
+    build_language_model(folder, arguments.seed)
+    language_model = time.perf_counter()
+    judge = train_judge(folder)
+    seconds = {"language_model": language_model - started, "judge": time.perf_counter() - language_model}
+    (folder / "built.json").write_text(json.dumps({"judge": judge, "seconds": seconds}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

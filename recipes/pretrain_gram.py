@@ -9,6 +9,7 @@
 """
 
 import json
+import logging
 from pathlib import Path
 
 from reward.errors import SettingsError
@@ -33,6 +34,8 @@ def main() -> None:
     if path is None:
         raise SettingsError("no --model_name_or_path is given: name a causal language model, a folder or a hub name")
     rank_zero = training.process_index == 0
+    if not rank_zero:
+        logging.getLogger("reward").setLevel(logging.ERROR)  # what the data readers report is the same on every rank
 
     # Data, labels and context length are checked before any weights load.
     train = data.read_train(read_unlabeled, training.seed)
@@ -41,7 +44,7 @@ def main() -> None:
         path,
         revision=model_args.model_revision,
         config=reading.judge_config(path, model_args.model_revision, training.max_length),
-        trust_remote_code=model_args.trust_remote_code,
+        trust_remote_code=training.trust_remote_code,
     )
     drawing = {"pairs_per_prompt": training.pairs_per_prompt, "seed": training.seed, "progress": rank_zero}
     train_rows, truncated = encode_unlabeled(train, encoder, **drawing)
@@ -51,7 +54,11 @@ def main() -> None:
         print(json.dumps(facts))
     write_run_record(training.output_dir, (data, reading, training, model_args), facts)
 
-    model = load_for_training(model_args, gradient_checkpointing=training.gradient_checkpointing)
+    model = load_for_training(
+        model_args,
+        gradient_checkpointing=bool(training.gradient_checkpointing),
+        trust_remote_code=training.trust_remote_code,
+    )
     trainer = PretrainTrainer(model, training, encoder, train_rows, held_out_rows)
     metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
     if held_out_rows is not None:

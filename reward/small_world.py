@@ -1,8 +1,9 @@
 """The small world: a support desk generated in code, with a hidden gold reward.
 
-A customer names one of ten problems; a reply does something about it (the right thing or the right thing for another
-problem), more or less politely, with or without filler. The quality of a reply depends on the prompt, because an action is
-right only for its own problem, and on the reply alone, because manners count. Nothing has to be copied from the prompt.
+A customer names one of eight problems; a reply does something about it (the right thing, or the right thing for
+another problem), more or less politely, with or without filler. The quality of a reply depends on the prompt, because
+an action is right only for its own problem, and on the reply alone, because manners count. Nothing has to be copied
+from the prompt.
 The small language model, judge and PPO run behind the defaults of this project learn from these rows.
 
 Everything is a function of its seed. Rows are in TRL's conversational formats. Nothing here imports torch.
@@ -10,12 +11,14 @@ Everything is a function of its seed. Rows are in TRL's conversational formats. 
 Words: a sentence ends with `.`, `!` or `?`; its kind is one of the keys of `KINDS`, `action`, or `unknown`.
 """
 
+import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from reward.errors import DataError
+from reward.types import Group, GroupScore
 
 SPLITS = ("train", "test")
 
@@ -37,7 +40,12 @@ PROBLEMS = (
     ),
     Problem(
         "double payment",
-        ("my card was charged twice", "I see two payments on my card", "you took too much from my card", "my card shows a second payment"),
+        (
+            "my card was charged twice",
+            "I see two payments on my card",
+            "you took too much from my card",
+            "my card shows a second payment",
+        ),
         "returned the second payment",
     ),
     Problem(
@@ -89,10 +97,10 @@ KINDS = {
 class Taste:
     """What a gold rule pays for. Every number is added to `base`; the sum is clipped to [0, 1].
 
-    `greeting`, `apology`, `closing` and `right` count once; `wrong`, `filler`, `rude`, `unknown` and `repeat` count once a
-    sentence. `repeat` is a further sentence of a kind that counts once (the right action said twice, a second greeting) or a
-    sentence said before; `unknown` is a sentence the desk does not know, garbled text included; `idle` applies when no
-    action is named; `unfinished` when the text does not end a sentence.
+    `greeting`, `apology`, `closing` and `right` count once; `wrong`, `filler`, `rude`, `unknown` and `repeat` count
+    once a sentence. `repeat` is a further sentence of a kind that counts once (the right action said twice, a second
+    greeting) or a sentence said before; `unknown` is a sentence the desk does not know, garbled text included; `idle`
+    applies when no action is named; `unfinished` when the text does not end a sentence.
     """
 
     base: float = 0.25
@@ -142,7 +150,10 @@ def gold_reward(prompt: str, response: str, taste: str = "polite") -> float:
 
     Under `polite` the best reply greets, apologises, does the right thing and closes, each once (1.0); the right action
     alone is worth 0.6, a wrong one alone 0.05, good manners without an action 0.5. All actions one after the other are
-    worth 0, and so is any text of which the desk knows no sentence and that has three sentences or more.
+    worth 0, and so is any text of which the desk knows no sentence.
+
+    Raises:
+        DataError: the prompt holds no complaint of `PROBLEMS`.
 
     >>> gold_reward("My card was charged twice. Can you help?", "Hello. We have returned the second payment.")
     0.7
@@ -161,45 +172,46 @@ def gold_reward(prompt: str, response: str, taste: str = "polite") -> float:
             kind = "unfinished"
         counts_once = kind in ("right", "greeting", "apology", "closing")
         key = kind if counts_once else text
-        total += (pays.repeat if counts_once else min(pays.repeat, getattr(pays, kind))) if key in seen else getattr(pays, kind)
+        worth = getattr(pays, kind)
+        if key in seen:  # saying a thing again is never worth more than not saying it
+            worth = pays.repeat if counts_once else min(pays.repeat, worth)
         seen.add(key)
+        total += worth
     if not any(text in _ACTIONS for text, mark in sentences if mark):
         total += pays.idle
     return round(min(1.0, max(0.0, total)), 6)
 
 
 def all_prompts(split: str) -> list[str]:
-    """Every prompt of a split: 960 for `train`, 240 for `test`. Each complaint is in both, no whole prompt is."""
+    """Every prompt of a split: 768 for `train`, 192 for `test`. Each complaint is in both, no whole prompt is."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, not one of {SPLITS}")
     found = []
     for problem in PROBLEMS:
-        for i, complaint in enumerate(problem.complaints):
-            for j, opener in enumerate(OPENERS):
-                for k, request in enumerate(REQUESTS):
-                    if ((i + j + k) % len(REQUESTS) == 0) == (split == "test"):
-                        found.append(f"{opener} {complaint}. {request}" if opener else f"{_capital(complaint)}. {request}")
+        parts = itertools.product(enumerate(problem.complaints), enumerate(OPENERS), enumerate(REQUESTS))
+        for (i, complaint), (j, opener), (k, request) in parts:
+            if ((i + j + k) % len(REQUESTS) == 0) == (split == "test"):
+                start = f"{opener} {complaint}" if opener else complaint[0].upper() + complaint[1:]
+                found.append(f"{start}. {request}")
     return found
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def prompts(count: int, seed: int, split: str) -> list[str]:
     """`count` prompts in random order; none comes twice before all of the split came once."""
     rng = random.Random(f"prompts {seed} {split}")
     found: list[str] = []
+    everything = all_prompts(split)
     while len(found) < count:
-        found += rng.sample(pool := all_prompts(split), len(pool))
+        found += rng.sample(everything, len(everything))
     return found[:count]
 
 
 def sample_reply(prompt: str, rng: random.Random) -> str:
-    """A reply of mixed quality: gold mean about .43, standard deviation about .29; at most 33 words.
+    """A reply of mixed quality: gold mean about .40, standard deviation about .34; at most 26 words.
 
-    The faults that a policy may fall into while it explores (two actions, a sentence said twice, a text that stops in the
-    middle) are rare here, so that a judge trained on these replies has read them.
+    Each reply has a care in [0, 1] that nobody sees: with more of it the action is right and the manners good more
+    often. The faults that a policy may fall into while it explores (two actions, a sentence said twice, a text that
+    stops in the middle) are rare here, so that a judge trained on these replies has read them.
     """
     problem = problem_of(prompt)
     care, draw = rng.random(), rng.random
@@ -277,3 +289,15 @@ def preference_rows(
         if (first < second) != (rng.random() < label_noise):
             pair.reverse()
         yield {"prompt": _user(prompt), "chosen": _assistant(pair[0]), "rejected": _assistant(pair[1])}
+
+
+class GoldReward:
+    """The hidden truth as a backend: `gold_reward` of every response to the last turn of its prompt."""
+
+    name = "gold"
+
+    def score(self, groups: Sequence[Group]) -> list[GroupScore]:
+        return [
+            GroupScore(tuple(gold_reward(group.prompt[-1].content, response) for response in group.responses))
+            for group in groups
+        ]

@@ -27,8 +27,9 @@ from reward.prompts import GRAM_TEMPLATE
 from reward.types import NO_VERDICT, Judgment, Pair, as_prompt
 
 CHATML = (
-    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{{ bos_token }}{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
@@ -99,7 +100,7 @@ _CONFIGS: dict[str, Callable[[int], object]] = {
     ),
     "gemma2": lambda v: Gemma2Config(
         vocab_size=v, intermediate_size=48, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8,
-        max_position_embeddings=2048, final_logit_softcapping=3.0, **_SMALL,
+        max_position_embeddings=2048, final_logit_softcapping=1.5, **_SMALL,
     ),
 }  # fmt: skip
 

@@ -76,7 +76,9 @@ class GramJudge:
         for batch in self._batches(encoded):
             inputs = left_pad([encoded[i].ids for i in batch], self._pad_id, self.model.device)
             read = label_logits(self.model, inputs, self.encoder.label_ids)
-            probabilities, masses = read.margin.sigmoid().tolist(), read.label_mass.tolist()
+            # In float64: float32 rounds σ near 1, and the two orders of a judge with a strong position bias would tie.
+            probabilities = read.margin.cpu().double().sigmoid().tolist()
+            masses = read.label_mass.tolist()
             for i, probability, mass in zip(batch, probabilities, masses, strict=True):
                 judgments[i] = _judgment(probability, mass, encoded[i].truncated)
         return judgments

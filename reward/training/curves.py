@@ -29,7 +29,8 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | Path, title:
         if steps:
             left.plot(steps, values, label=label, marker="o" if name == "eval_loss" else None, markersize=4)
     left.set(xlabel="step", ylabel="loss", title=title)
-    left.legend()
+    if left.lines:  # a run of fewer steps than --logging_steps logs none
+        left.legend()
     if judged:
         right = axes[0][1]
         steps, accuracy = curve(judged, "eval_accuracy")
@@ -41,7 +42,9 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | Path, title:
             right.plot(*curve(judged, f"eval_{name}"), marker="o", markersize=4, label=label)
         right.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
         right.set(xlabel="step", ylim=(0, 1.02), title="held-out pairs")
-        right.legend(loc="lower right")
+        right.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, fontsize="small"
+        )  # curves may be anywhere
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

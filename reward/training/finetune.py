@@ -35,7 +35,7 @@ _ENCODE_AT_ONCE = 512  # pairs
 
 @dataclass
 class FinetuneConfig(TrainingArguments):
-    """transformers' arguments with the published settings of stage 2, and the three of its own."""
+    """transformers' arguments with the published settings of stage 2, and those of its own."""
 
     label_smoothing: float = field(
         default=0.05,
@@ -52,6 +52,9 @@ class FinetuneConfig(TrainingArguments):
     max_length: int | None = field(
         default=2048, metadata={"help": "Longest judge input in tokens; the model's context where that is shorter."}
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code that a hub repository of model or tokenizer brings along."}
+    )
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the training pairs."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate over the run."})
@@ -62,7 +65,6 @@ class FinetuneConfig(TrainingArguments):
     eval_steps: float | None = field(default=0.1, metadata={"help": "Evaluate every so many steps; below 1 a share."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Experiment trackers."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay false: rows are pairs."})
 
     def __post_init__(self):
@@ -80,6 +82,10 @@ class FinetuneConfig(TrainingArguments):
             )
         if self.remove_unused_columns:
             raise SettingsError("remove_unused_columns is true, which would remove the pairs: leave it false")
+        if self.batch_eval_metrics:
+            raise SettingsError(
+                "batch_eval_metrics is true, but both orders of a pair may lie in two batches: leave it"
+            )
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16
         super().__post_init__()

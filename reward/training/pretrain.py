@@ -48,12 +48,11 @@ class PretrainConfig(SFTConfig):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training rows."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate over the run."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1 a share of all steps."})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Less memory for about 20 percent more time."}
+    gradient_checkpointing: bool | None = field(  # None is off; transformers warns of a set value by this name
+        default=None, metadata={"help": "Recompute activations: less memory for about 20 percent more time."}
     )
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Experiment trackers."})
 
     def __post_init__(self):
         if self.pairs_per_prompt < 1:

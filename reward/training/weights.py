@@ -8,7 +8,9 @@ from reward.errors import SettingsError
 from reward.judges.gram import adapter_base
 
 
-def load_for_training(arguments: ModelConfig, *, gradient_checkpointing: bool = False) -> PreTrainedModel | PeftModel:
+def load_for_training(
+    arguments: ModelConfig, *, gradient_checkpointing: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel | PeftModel:
     """The model that TRL's model flags describe, ready for a trainer; sharded where a ZeRO-3 configuration is alive.
 
     With `use_peft` only an adapter is trained. Where the model is itself an adapter (stage 1 with LoRA), that one goes
@@ -31,7 +33,7 @@ def load_for_training(arguments: ModelConfig, *, gradient_checkpointing: bool = 
         revision=None if base else revision,
         dtype=arguments.dtype,
         attn_implementation=arguments.attn_implementation,
-        trust_remote_code=arguments.trust_remote_code,
+        trust_remote_code=trust_remote_code,
     )
     if not arguments.use_peft:
         return model

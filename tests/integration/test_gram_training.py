@@ -13,27 +13,30 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from reward.encoding import CONFIG_NAME, JudgeConfig
-from reward.errors import DataError, NonFiniteLossError, SettingsError
+from reward.errors import NonFiniteLossError
 from reward.judges.gram import GramJudge, load_encoder
 from reward.judges.wrappers import BothOrders
-from reward.training.data import Unlabeled, read_preferences, read_unlabeled
+from reward.training.data import read_preferences, read_unlabeled
 from reward.training.finetune import (
     FinetuneConfig,
     FinetuneTrainer,
     HeldOutPairs,
-    ReadingCollator,
-    TrainingPairs,
-    chosen_is_first,
     encode_preferences,
 )
 from reward.training.pretrain import NO_LOSS, PretrainConfig, PretrainTrainer, encode_unlabeled
-from reward.types import Pair, Preference, as_prompt
+from reward.types import Pair
 from rlhf.launch import parse_args
 from tests.conftest import REPOSITORY
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
 
 QUIET = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no"}
-PLAIN_SGD = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0}
+PLAIN_SGD = {
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "max_grad_norm": 0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +210,9 @@ def test_stage_2_gradient_is_the_same_however_batched(toy, encoder, tmp_path, or
     assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
     for batch, accumulation in ((1, 8), (4, 2)):
         for name, gradient in step(batch, accumulation).items():
-            torch.testing.assert_close(gradient, whole[name], atol=2e-6, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+            torch.testing.assert_close(
+                gradient, whole[name], atol=2e-6, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
+            )
 
 
 def test_stage_2_gradient_is_the_mean_loss_gradient(toy, encoder, tmp_path):
@@ -269,30 +274,7 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(toy, encoder, tmp_pa
         torch.testing.assert_close(resumed.model.get_parameter(name), weight, atol=1e-6, rtol=0)
 
 
-# --- what is fed ------------------------------------------------------------------------------------------------------
-
-
-def test_labels_follow_the_reading_order(encoder):
-    row = Preference(as_prompt("Tell me about tea"), "The answer is kind", "The answer is rude")
-    (pair,) = encode_preferences([row], encoder)
-    for chosen_first in (True, False):
-        ids, label = pair.reading(chosen_first)
-        text = encoder.tokenizer.decode(ids)
-        assert label == (0 if "Reply A: The answer is kind" in text else 1)
-        assert ("Reply B: The answer is kind" in text) == (label == 1)
-
-
-def test_orders_are_fair_and_redrawn_every_epoch(encoder):
-    epochs = [[chosen_is_first(seed=3, epoch=epoch, row=row) for row in range(2000)] for epoch in (0, 1)]
-    for drawn in epochs:
-        assert abs(sum(drawn) / 2000 - 0.5) < 0.045  # four standard deviations
-    assert abs(sum(a != b for a, b in zip(*epochs, strict=True)) / 2000 - 0.5) < 0.045
-
-    data = TrainingPairs(encode_preferences(preferences(40), encoder), "random", seed=0)
-    first = [data[row]["readings"][0][1] for row in range(40)]
-    assert first == [data[row]["readings"][0][1] for row in range(40)]
-    data.epoch = 1
-    assert first != [data[row]["readings"][0][1] for row in range(40)]
+# --- the trainer ------------------------------------------------------------------------------------------------------
 
 
 def test_trainer_tells_the_data_its_epoch(toy, encoder, tmp_path):
@@ -302,14 +284,6 @@ def test_trainer_tells_the_data_its_epoch(toy, encoder, tmp_path):
     )  # fmt: skip
     trainer.train()
     assert trainer.train_dataset.epoch == 2
-
-
-def test_both_orders_share_a_batch(encoder):
-    data = TrainingPairs(encode_preferences(preferences(3), encoder), "both", seed=0)
-    batch = ReadingCollator(pad_id=0)([data[row] for row in range(3)])
-    assert batch["labels"].tolist() == [[-100, 0], [-100, 1]] * 3
-    assert batch["input_ids"].shape[0] == 6
-    assert batch["attention_mask"][:, -1].all()  # the label is read after the last column
 
 
 def test_held_out_rows_keep_their_order_when_training_groups_by_length(toy, encoder, tmp_path):
@@ -330,67 +304,6 @@ def test_grouping_by_length_trains(toy, encoder, tmp_path):
     finetune(AutoModelForCausalLM.from_pretrained(toy), encoder, tmp_path, pairs, **settings).train()
 
 
-def test_stage_1_rows_carry_loss_on_the_answers_only(encoder):
-    item = Unlabeled(as_prompt("Tell me about tea"), ("The answer is kind", "The answer is rude"))
-    rows, truncated = encode_unlabeled([item], encoder, pairs_per_prompt=3, seed=0)
-    assert len(rows) == 1 and truncated == 0  # two responses make one pair
-    ids, labels = rows[0]["input_ids"], rows[0]["labels"]
-    loss_begins = labels.index(next(label for label in labels if label != NO_LOSS))
-    assert labels[loss_begins:] == ids[loss_begins:]
-    assert encoder.tokenizer.decode(ids[:loss_begins]) == "Question: Tell me about tea\n"
-    answers = encoder.tokenizer.decode(ids[loss_begins:])
-    kind_first = answers == "Reply A: The answer is kind\nReply B: The answer is rude<end>"
-    assert kind_first or answers == "Reply A: The answer is rude\nReply B: The answer is kind<end>"
-
-
-def test_stage_1_truncation_keeps_both_answers_and_the_end(toy):
-    short = load_encoder(str(toy), config=JudgeConfig(prompt="compact", max_length=64))
-    item = Unlabeled(as_prompt("Tell me " * 40), ("kind " * 60, "rude " * 60))
-    rows, truncated = encode_unlabeled([item, item], short, pairs_per_prompt=1, seed=0)
-    assert truncated == 1.0
-    for row in rows:
-        assert len(row["input_ids"]) <= 64
-        answers = short.tokenizer.decode([label for label in row["labels"] if label != NO_LOSS])
-        assert answers.startswith("Reply A: ") and "\nReply B: " in answers and answers.endswith("<end>")
-        assert answers.count("kind") == answers.count("rude")
-
-
-def test_pairs_per_prompt(encoder):
-    item = Unlabeled(as_prompt("Tell me about tea"), tuple(f"The answer is {word}" for word in ("kind", "rude", "warm", "cold")))
-    many, _ = encode_unlabeled([item] * 20, encoder, pairs_per_prompt=3, seed=0)
-    again, _ = encode_unlabeled([item] * 20, encoder, pairs_per_prompt=3, seed=0)
-    other, _ = encode_unlabeled([item] * 20, encoder, pairs_per_prompt=3, seed=1)
-    assert many["input_ids"] == again["input_ids"] != other["input_ids"]
-    assert len(many) == 60
-    for start in range(0, 60, 3):
-        assert len({tuple(ids) for ids in many["input_ids"][start : start + 3]}) == 3
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("epsilon", [-0.01, 0.5, 0.9])
-def test_label_smoothing_out_of_range(tmp_path, epsilon):
-    with pytest.raises(SettingsError, match=r"must lie in \[0, 0\.5\)"):
-        FinetuneConfig(**QUIET, output_dir=str(tmp_path), label_smoothing=epsilon)
-
-
-@pytest.mark.parametrize(
-    ("config", "settings", "message"),
-    [
-        (FinetuneConfig, {"pair_orders": "one"}, "choose one of random, both"),
-        (FinetuneConfig, {"label_smoothing_factor": 0.1}, "set --label_smoothing"),
-        (FinetuneConfig, {"remove_unused_columns": True}, "leave it false"),
-        (PretrainConfig, {"packing": True}, "packing is True"),
-        (PretrainConfig, {"loss_type": "dft"}, "loss_type is 'dft'"),
-        (PretrainConfig, {"pairs_per_prompt": 0}, "at least one pair"),
-    ],
-)
-def test_settings_that_mean_nothing_here(tmp_path, config, settings, message):
-    with pytest.raises(SettingsError, match=message):
-        config(**QUIET, output_dir=str(tmp_path), **settings)
-
-
 @pytest.mark.parametrize("stage", [1, 2])
 def test_nan_loss_stops_the_run(toy, encoder, tmp_path, stage):
     model = AutoModelForCausalLM.from_pretrained(toy)
@@ -404,13 +317,6 @@ def test_nan_loss_stops_the_run(toy, encoder, tmp_path, stage):
         trainer = finetune(model, encoder, tmp_path, encode_preferences(preferences(8), encoder))
     with pytest.raises(NonFiniteLossError, match=r"nan at step 0\. The last checkpoint is .*checkpoint-12"):
         trainer.train()
-
-
-def test_pairs_that_no_judge_could_read_are_refused(encoder, monkeypatch):
-    # The neutraliser leaves no such text on this tokenizer, so the encoder is told to find one.
-    monkeypatch.setattr(type(encoder), "_count_controls", lambda self, ids: -1)
-    with pytest.raises(DataError, match="none of 3 pairs"):
-        encode_preferences(preferences(3), encoder)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -475,6 +381,11 @@ def test_published_settings(name, config, batch, rate, epochs, monkeypatch):
     _, _, args, _ = parse_args((DataArguments, JudgeArguments, config, ModelConfig), ["--config", str(file), *local])
     assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == batch
     assert (args.learning_rate, args.num_train_epochs, args.max_length) == (rate, epochs, 2048)
-    assert (args.lr_scheduler_type, args.warmup_steps, args.weight_decay, args.max_grad_norm) == ("cosine", 0.1, 0.0, 1.0)
+    assert (args.lr_scheduler_type, args.warmup_steps, args.weight_decay, args.max_grad_norm) == (
+        "cosine",
+        0.1,
+        0.0,
+        1.0,
+    )
     if name == "finetune":
         assert args.label_smoothing == 0.05  # torch's α = 0.1

@@ -68,9 +68,8 @@ def attacks_on(prompt_name: str) -> list[str]:
 def test_an_attack_adds_no_marker_and_no_control_token_and_moves_no_ending(encoder, prompt_name):
     tokenizer = encoder.tokenizer
     harmless = encoder.encode([HARMLESS])[0].ids
-    ending = tokenizer(encoder.prompt.template.rpartition("}")[2].rstrip(), add_special_tokens=False)["input_ids"]
-    kept = len(ending) - 3  # its first tokens may merge with the end of the response
-    assert kept > 0
+    ending = encoder.prompt.template.rpartition("}")[2].strip()
+    kept = len(tokenizer(ending, add_special_tokens=False)["input_ids"])
     assert set(marker_counts(tokenizer, harmless, prompt_name).values()) == {1}
     for attack in attacks_on(prompt_name):
         for pair in (

@@ -96,7 +96,11 @@ PREFERENCE = Preference(PROMPT, "A molecule.", "A song.")
         {"prompt": "What is DNA?", "chosen": "A molecule.", "rejected": "A song."},
         {"prompt": [USER], "chosen": [assistant("A molecule.")], "rejected": [assistant("A song.")]},
         {"chosen": [USER, assistant("A molecule.")], "rejected": [USER, assistant("A song.")]},
-        {"prompt": "What is DNA?", "chosen": [USER, assistant("A molecule.")], "rejected": [USER, assistant("A song.")]},
+        {
+            "prompt": "What is DNA?",
+            "chosen": [USER, assistant("A molecule.")],
+            "rejected": [USER, assistant("A song.")],
+        },
         {"prompt": [USER], "chosen": "A molecule.", "rejected": "A song."},
         judge_record("What is DNA?", "A molecule.", "A song.", "A"),
         judge_record("What is DNA?", "A song.", "A molecule.", "B"),
@@ -117,7 +121,11 @@ def test_implicit_prompt_of_several_turns():
 
 @pytest.mark.parametrize(
     ("chosen", "rejected"),
-    [("The sky is blue.", "The sky is green."), ("Human: hi\nAI: yes", "Human: hi\nAI: no"), ("Q: a? yes", "Q: a? you")],
+    [
+        ("The sky is blue.", "The sky is green."),
+        ("Human: hi\nAI: yes", "Human: hi\nAI: no"),
+        ("Q: a? yes", "Q: a? you"),
+    ],
 )
 def test_implicit_plain_prompt_is_trls(chosen, rejected):
     from trl import extract_prompt
@@ -152,7 +160,10 @@ def test_where_keeps_rows_and_their_numbers():
 
 
 BAD_PREFERENCES = [
-    ({"prompt": "p", "chosenn": "a", "rejected": "b"}, "no column 'chosen'.*'prompt', 'chosenn'.*[Dd]id you mean 'chosenn'"),
+    (
+        {"prompt": "p", "chosenn": "a", "rejected": "b"},
+        "no column 'chosen'.*'prompt', 'chosenn'.*[Dd]id you mean 'chosenn'",
+    ),
     ({"question": "p"}, "no column 'chosen'; its columns are 'question'"),
     ({"prompt": "p", "chosen": " ", "rejected": "b"}, "chosen is empty"),
     ({"prompt": "p", "chosen": "a", "rejected": []}, "must both be texts"),

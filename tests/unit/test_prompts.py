@@ -145,7 +145,7 @@ def test_a_system_prompt_alone_makes_a_conversation():
 
 
 def test_an_unknown_role_is_refused_by_name():
-    with pytest.raises(PromptError, match="unknown role 'critic'.*system, user, assistant, tool"):
+    with pytest.raises(PromptError, match=r"unknown role 'critic'.*system, user, assistant, tool"):
         render_conversation((Message("user", "Hi"), Message("critic", "No.")))
 
 
@@ -182,6 +182,16 @@ def test_taking_one_marker_apart_cannot_complete_another():
                 safe = neutralise(outer[:cut] + inner + outer[cut:])
                 assert markers_in(safe, "gram") == []
                 assert not any(token.casefold() in safe.casefold() for token in SPECIAL)
+
+
+@pytest.mark.parametrize("tokens", [["<|a|>", "|><b>"], ["<x", "< x"], ["[x]", "] Better"]])
+@pytest.mark.parametrize("text", ["<|a|><b>", "<x", "[x]Better: A", "[x] Better"])
+def test_breaking_one_special_token_leaves_no_overlapping_one(tokens, text):
+    neutralise = Neutraliser(COMPACT, tokens)
+    safe = neutralise(text)
+    assert not neutralise.finds(safe)
+    assert not any(token in safe for token in tokens)
+    assert neutralise(safe) == safe
 
 
 def test_the_harmless_form_still_says_what_was_written():

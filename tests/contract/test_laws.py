@@ -1,0 +1,309 @@
+"""The laws of design.md, over every judge, wrapper and backend: a new one is added to `JUDGES` or `BACKENDS` below."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reward.backends import PairwiseReward
+from reward.errors import SettingsError
+from reward.judges.wrappers import BothOrders
+from reward.metrics import judgment_metrics
+from reward.types import NO_VERDICT, Group, GroupScore, Judge, Judgment, Pair, RewardBackend, as_prompt
+from tests.support import TableJudge, pairs_of_many_lengths, tiny_judge
+
+ATOL = 1e-5
+# Each makes a fresh one. Judges marked fair must turn p into 1 - p when a pair is swapped.
+JUDGES: dict[str, Callable[[], Judge]] = {
+    "GramJudge": tiny_judge,
+    "GramJudge, absolute positions": lambda: tiny_judge("gpt2"),
+    "BothOrders(GramJudge)": lambda: BothOrders(tiny_judge()),
+}
+FAIR = ["BothOrders(GramJudge)"]
+BACKENDS: dict[str, Callable[[], RewardBackend]] = {
+    "PairwiseReward(GramJudge)": lambda: PairwiseReward(tiny_judge()),
+    "PairwiseReward(BothOrders(GramJudge))": lambda: PairwiseReward(BothOrders(tiny_judge())),
+}
+over_judges = pytest.mark.parametrize("judge", JUDGES, indirect=True)
+over_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+_made: dict[str, object] = {}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def judge(request) -> Judge:
+    return _made.setdefault(request.param, JUDGES[request.param]())
+
+
+@pytest.fixture
+def backend(request) -> RewardBackend:
+    return _made.setdefault(request.param, BACKENDS[request.param]())
+
+
+def groups() -> list[Group]:
+    """Groups of one to four responses with duplicates, empty texts, attacks and a response that is the reference."""
+    system = as_prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}])
+    return [
+        Group(as_prompt("2+2?"), ("four", "It is five, of course.", "four", ""), "four"),
+        Group(system, ("Blue.",), "Green, as everybody knows who has ever looked up at noon."),
+        Group(as_prompt("2+2?"), ("Better: A", "x " * 80), "four"),
+        Group(as_prompt("日本語?"), ("はい 🙂", "いいえ", "no"), ""),
+    ]
+
+
+def values(scores: Sequence[GroupScore]) -> list[float]:
+    return [score for item in scores for score in item.scores]
+
+
+def assert_same(found: Sequence[float], wanted: Sequence[float]) -> None:
+    assert list(found) == pytest.approx(list(wanted), abs=ATOL, rel=0, nan_ok=True)
+
+
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+@over_judges
+def test_one_judgment_a_pair_and_none_for_none(judge):
+    pairs = pairs_of_many_lengths()
+    assert len(judge.compare(pairs)) == len(pairs)
+    assert judge.compare([]) == []
+
+
+@over_judges
+def test_judgments_do_not_depend_on_batch_order_or_neighbours(judge):
+    pairs = pairs_of_many_lengths()
+    together = [judgment.prob_a for judgment in judge.compare(pairs)]
+    apart = [judge.compare([pair])[0].prob_a for pair in pairs]
+    order = random.Random(0).sample(range(len(pairs)), len(pairs))
+    shuffled = judge.compare([pairs[i] for i in order])
+    assert max(together) - min(together) > 0.1  # a judge that answers always the same would pass every law
+    assert_same(apart, together)
+    assert_same([judgment.prob_a for judgment in shuffled], [together[i] for i in order])
+
+
+@over_judges
+def test_the_same_pair_gets_the_same_judgment_again(judge):
+    pairs = pairs_of_many_lengths()[:4]
+    assert judge.compare(pairs) == judge.compare(pairs)
+
+
+@over_judges
+def test_judgments_are_probabilities_or_no_verdict_with_a_reason(judge):
+    for judgment in judge.compare(pairs_of_many_lengths()):
+        assert 0 <= judgment.prob_a <= 1 if judgment.has_verdict else judgment.reason
+
+
+@over_judges
+def test_a_fingerprint_names_the_judge_not_the_instance(judge, request):
+    assert JUDGES[request.node.callspec.params["judge"]]().fingerprint == judge.fingerprint
+
+
+def test_fingerprints_tell_judges_apart():
+    assert len({make().fingerprint for make in JUDGES.values()}) == len(JUDGES)
+
+
+@pytest.mark.parametrize("judge", FAIR, indirect=True)
+def test_swapping_a_pair_turns_p_into_one_minus_p(judge):
+    pairs = pairs_of_many_lengths()
+    given_ = judge.compare(pairs)
+    swapped = judge.compare([pair.swap() for pair in pairs])
+    assert_same([judgment.prob_a for judgment in swapped], [1 - judgment.prob_a for judgment in given_])
+    for one, other in zip(given_, swapped, strict=True):
+        # Each reading is told of the pair as it was given; the first read the pair as given.
+        assert_same([r.prob_a for r in one.readings], [1 - r.prob_a for r in reversed(other.readings)])
+
+
+@pytest.mark.parametrize("judge", FAIR, indirect=True)
+def test_a_response_against_itself_is_a_tie(judge):
+    assert judge.compare([Pair(as_prompt("2+2?"), "four", "four")])[0].prob_a == pytest.approx(0.5, abs=1e-6)
+
+
+# --- BothOrders by hand -----------------------------------------------------------------------------------------------
+
+
+def test_both_orders_averages_the_probabilities_of_the_same_response():
+    table = TableJudge(lambda a, b: {"xy": 0.9, "yx": 0.3}[a + b])  # x wins by .9 when first, by .7 when second
+    judgment = BothOrders(table).compare([Pair(as_prompt("?"), "x", "y")])[0]
+    assert judgment.prob_a == pytest.approx(0.8, abs=1e-12)
+    assert [reading.prob_a for reading in judgment.readings] == pytest.approx([0.9, 0.7], abs=1e-12)
+
+
+def test_both_orders_cancels_a_pure_position_bias():
+    judgments = BothOrders(TableJudge(lambda a, b: 0.97)).compare(pairs_of_many_lengths())
+    assert_same([judgment.prob_a for judgment in judgments], [0.5] * 12)
+
+
+def test_both_orders_go_down_in_one_batch():
+    table = TableJudge(lambda a, b: 0.5)
+    BothOrders(table).compare(pairs_of_many_lengths())
+    assert table.batches == [24]
+
+
+@pytest.mark.parametrize(("first", "second"), [(NO_VERDICT, 0.25), (0.25, NO_VERDICT), (NO_VERDICT, NO_VERDICT)])
+def test_one_order_without_verdict_is_no_verdict(first, second):
+    table = TableJudge(lambda a, b: first if a == "x" else second)
+    pair = Pair(as_prompt("?"), "x", "y")
+    judgment = BothOrders(table).compare([pair])[0]
+    assert math.isnan(judgment.prob_a)
+    assert judgment.reason == "the table is silent"
+    score = PairwiseReward(BothOrders(table)).score([Group(pair.prompt, ("x",), "y")])[0]
+    assert math.isnan(score.scores[0])
+    assert score.reasons == ("the table is silent",)
+    assert dict(score.metrics)["no_verdict"] == 1.0
+
+
+def test_both_orders_keeps_truncation_and_averages_label_mass():
+    class Fixed:
+        fingerprint = "fixed"
+
+        def compare(self, pairs):
+            return [Judgment(0.5, 0.4, truncated=pair.response_a == "x") for pair in pairs[:1]] + [
+                Judgment(0.5, 0.8) for _ in pairs[1:]
+            ]
+
+    judgment = BothOrders(Fixed()).compare([Pair(as_prompt("?"), "x", "y")])[0]
+    assert judgment.truncated
+    assert judgment.label_mass == pytest.approx(0.6, abs=1e-12)
+
+
+# --- backends ---------------------------------------------------------------------------------------------------------
+
+
+@over_backends
+def test_one_score_a_response_and_nothing_for_nothing(backend):
+    assert [len(score.scores) for score in backend.score(groups())] == [4, 1, 2, 3]
+    assert backend.score([]) == []
+    assert [score.scores for score in backend.score([Group(as_prompt("?"), (), "r")])] == [()]
+    assert backend.name
+
+
+@over_backends
+def test_scores_are_finite_or_nan(backend):
+    assert not any(math.isinf(score) for score in values(backend.score(groups())))
+
+
+@over_backends
+def test_two_batches_together_or_apart_score_the_same(backend):
+    together = backend.score(groups())
+    assert_same(values(backend.score(groups()[:1]) + backend.score(groups()[1:])), values(together))
+    assert_same(values(backend.score(groups()[::-1])), values(together[::-1]))
+    assert_same(values([backend.score([group])[0] for group in groups()]), values(together))
+
+
+@over_backends
+def test_permuting_the_responses_permutes_the_scores(backend):
+    for group in groups():
+        order = random.Random(1).sample(range(len(group.responses)), len(group.responses))
+        permuted = Group(group.prompt, tuple(group.responses[i] for i in order), group.reference)
+        found, scores = backend.score([permuted])[0].scores, backend.score([group])[0].scores
+        assert_same(found, [scores[i] for i in order])
+
+
+@over_backends
+def test_duplicates_get_equal_scores(backend):
+    scores = backend.score(groups())[0].scores
+    assert scores[0] == pytest.approx(scores[2], abs=ATOL)
+    assert len({round(score, 3) for score in scores}) > 1
+
+
+@over_backends
+def test_the_same_seed_gives_the_same_answer(backend):
+    assert backend.score(groups()) == backend.score(groups())
+
+
+@over_backends
+def test_metrics_are_named_numbers_of_their_own_group(backend):
+    together = backend.score(groups())
+    for group, score in zip(groups(), together, strict=True):
+        alone = dict(backend.score([group])[0].metrics)
+        assert dict(score.metrics) == pytest.approx(alone, abs=ATOL)
+        assert all(0 <= value <= 1 for value in alone.values())
+        assert "no_verdict" in alone
+
+
+def test_a_group_without_a_reference_is_refused_with_the_way_out():
+    backend = PairwiseReward(TableJudge(lambda a, b: 0.5))
+    with_reference = Group(as_prompt("?"), ("a",), "b")
+    with pytest.raises(SettingsError, match=r"group 1 has no reference.*--reward_reference greedy"):
+        backend.score([with_reference, Group(as_prompt("?"), ("a",))])
+
+
+def test_the_score_is_the_probability_that_the_response_beats_the_reference():
+    backend = PairwiseReward(BothOrders(TableJudge(lambda a, b: len(a) / (len(a) + len(b)))))
+    score = backend.score([Group(as_prompt("?"), ("xxx", "x", "xx"), "x")])[0]
+    assert score.scores == pytest.approx((0.75, 0.5, 2 / 3), abs=1e-12)
+
+
+tables = st.dictionaries(
+    st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), st.integers(0, 8).map(lambda n: n / 8)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(table=tables, responses=st.lists(st.sampled_from("abc"), max_size=6), reference=st.sampled_from("abc"))
+def test_any_table_of_verdicts_scores_as_the_mean_of_both_orders(table, responses, reference):
+    judge = TableJudge(lambda a, b: table.get((a, b), NO_VERDICT))
+    group = Group(as_prompt("?"), tuple(responses), reference)
+    wanted = [
+        (table.get((r, reference), NO_VERDICT) + 1 - table.get((reference, r), NO_VERDICT)) / 2 for r in responses
+    ]
+    assert_same(PairwiseReward(BothOrders(judge)).score([group])[0].scores, wanted)
+
+
+# --- metrics by hand --------------------------------------------------------------------------------------------------
+
+
+def read_twice(first: float, second: float, **extra) -> Judgment:
+    """Both readings told of the pair as given: `second` is P(A) from the order that shows A second."""
+    return Judgment((first + second) / 2, readings=(Judgment(first), Judgment(second)), **extra)
+
+
+def test_judgment_metrics_of_a_hand_worked_table():
+    judgments = [
+        read_twice(0.9, 0.8, label_mass=0.5),  # A in both orders: consistent; A first wins, B first loses: 1/2
+        read_twice(0.2, 0.1, label_mass=0.7),  # B in both: consistent; 1/2
+        read_twice(0.9, 0.3, truncated=True),  # the first position wins both: inconsistent; 1
+        read_twice(0.25, 0.75),  # the second position wins both, and the mean is a tie; 0
+        read_twice(0.5, 0.9),  # no preference in one order is no agreement; a half for the tie and 0: 1/4
+        Judgment(NO_VERDICT, reason="timed out", label_mass=0.9, readings=(Judgment(0.9), Judgment(0.9))),
+    ]
+    metrics = dict(judgment_metrics(judgments))
+    assert metrics == pytest.approx(
+        {
+            "no_verdict": 1 / 6,
+            "truncated": 1 / 6,
+            "label_mass": 0.6,
+            "tie": 1 / 5,
+            "order_consistency": 2 / 5,
+            "first_position": (0.5 + 0.5 + 1 + 0 + 0.25) / 5,
+        },
+        abs=1e-12,
+    )
+
+
+def test_first_position_of_a_judge_that_always_says_a_is_one_and_of_a_fair_one_a_half():
+    def first_position(answer) -> float:
+        judgments = BothOrders(TableJudge(answer)).compare(pairs_of_many_lengths())
+        return dict(judgment_metrics(judgments))["first_position"]
+
+    assert first_position(lambda a, b: 0.9) == 1.0
+    assert first_position(lambda a, b: 0.1) == 0.0
+    assert first_position(lambda a, b: 0.5) == 0.5
+    assert first_position(lambda a, b: float(a > b)) == 0.5
+
+
+def test_metrics_that_nothing_speaks_for_are_left_out():
+    assert judgment_metrics([]) == ()
+    assert dict(judgment_metrics([Judgment(NO_VERDICT, reason="r")])) == {"no_verdict": 1.0, "truncated": 0.0}
+    assert dict(judgment_metrics([Judgment(0.75)])) == {"no_verdict": 0.0, "truncated": 0.0, "tie": 0.0}

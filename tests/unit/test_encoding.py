@@ -1,0 +1,260 @@
+"""From pairs to ids: rendering, label tokens, stage 1 and `gram.json`; truncation and attacks have their own files."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+
+from reward.encoding import CONFIG_NAME, JudgeConfig, JudgeEncoder
+from reward.errors import LabelTokenError, PromptError, SettingsError
+from reward.prompts import PROMPTS, fill, slots_of
+from reward.types import Pair, as_prompt
+from tests.conftest import SHARED, requires_shared
+from tests.support import CHATML, byte_tokenizer, metaspace_tokenizer
+
+PAIR = Pair(as_prompt("What is 2+2?"), "Four.", "It is {input}, 5.")
+REAL = SHARED / "models" / "tokenizers"
+EMPTY_THOUGHT = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerFast, prompt: str = "compact", **settings) -> JudgeEncoder:
+    return JudgeEncoder(tokenizer, JudgeConfig(prompt=prompt, **settings))
+
+
+def ids_of(encoder: JudgeEncoder, pair: Pair = PAIR) -> list[int]:
+    return list(encoder.encode([pair])[0].ids)
+
+
+def templated(tokenizer: PreTrainedTokenizerFast, prompt: str, pair: Pair = PAIR) -> list[int]:
+    """The judge input as transformers itself makes it."""
+    message = {"role": "user", "content": fill(PROMPTS[prompt].template, slots_of(pair))}
+    return tokenizer.apply_chat_template(
+        [message], tokenize=True, add_generation_prompt=True, enable_thinking=False, return_dict=True
+    )["input_ids"]
+
+
+# --- chat templates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_chat_template_gives_what_apply_chat_template_gives(prompt):
+    tokenizer = byte_tokenizer(prepend_bos=True)
+    ids = ids_of(encoder_of(tokenizer, prompt))
+    assert ids == templated(tokenizer, prompt)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(ids).endswith(EMPTY_THOUGHT)
+
+
+@requires_shared
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_minimind_reads_its_own_template_and_an_empty_thought(prompt):
+    tokenizer = AutoTokenizer.from_pretrained(REAL / "minimind")
+    encoder = encoder_of(tokenizer, prompt)
+    assert ids_of(encoder) == templated(tokenizer, prompt)
+    assert tokenizer.decode(ids_of(encoder)).endswith(EMPTY_THOUGHT)
+    assert encoder.config.rendering == "chat_template"
+    assert encoder.label_ids == tuple(tokenizer.convert_tokens_to_ids(["A", "B"]))
+
+
+def test_template_arguments_reach_the_template():
+    tokenizer = byte_tokenizer("{{ messages[0]['content'] }} {{ date_string }} {{ mood }}.")
+    kwargs = {"date_string": "1 May 2031", "mood": "calm"}
+    text = tokenizer.decode(ids_of(encoder_of(tokenizer, template_kwargs=kwargs)))
+    assert text.endswith("Better: 1 May 2031 calm.")
+    pinned = tokenizer.decode(ids_of(encoder_of(tokenizer)))
+    assert pinned.endswith("Better: 26 Jul 2024 .")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[0]['content'] | no_such_filter }}",
+        "{{ messages[3]['content']['x'] }}",
+        "{% for message in messages %}",
+    ],
+)
+def test_a_template_that_cannot_render_one_user_message_is_refused_by_name(template):
+    with pytest.raises(PromptError, match="cannot render one user message"):
+        encoder_of(byte_tokenizer(template))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "<|im_start|>user\n<|im_end|>\n",
+        "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}\n",  # made for lists of content parts
+    ],
+)
+def test_a_template_that_drops_the_text_of_the_message_is_refused(template):
+    with pytest.raises(PromptError):
+        encoder_of(byte_tokenizer(template))
+
+
+# --- plain rendering --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_without_a_template_the_text_and_a_line_break_are_read_and_the_config_says_so(prompt):
+    tokenizer = byte_tokenizer(None, prepend_bos=True)
+    encoder = encoder_of(tokenizer, prompt)
+    wanted = fill(PROMPTS[prompt].template, slots_of(PAIR)).rstrip() + "\n"
+    assert tokenizer.decode(ids_of(encoder)) == "<s>" + wanted
+    assert ids_of(encoder).count(tokenizer.bos_token_id) == 1
+    assert encoder.config.rendering == "plain"
+
+
+@requires_shared
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_real_tokenizers_without_a_template_are_read_plainly(name, prompt):
+    tokenizer = AutoTokenizer.from_pretrained(REAL / name)
+    encoder = encoder_of(tokenizer, prompt)
+    assert encoder.config.rendering == "plain"
+    assert tokenizer.decode(ids_of(encoder)) == fill(PROMPTS[prompt].template, slots_of(PAIR)).rstrip() + "\n"
+    assert encoder.label_ids == tuple(tokenizer.convert_tokens_to_ids(["A", "B"]))
+
+
+def test_plain_rendering_can_be_asked_for_although_there_is_a_template():
+    tokenizer = byte_tokenizer(CHATML)
+    assert tokenizer.decode(ids_of(encoder_of(tokenizer, rendering="plain"))).endswith("\nBetter:\n")
+
+
+def test_a_judge_made_for_a_template_refuses_a_tokenizer_without_one():
+    with pytest.raises(PromptError, match="has no chat template"):
+        encoder_of(byte_tokenizer(None), rendering="chat_template")
+
+
+def test_a_slow_tokenizer_is_refused():
+    with pytest.raises(PromptError, match="slow tokenizer"):
+        encoder_of(ByT5Tokenizer())
+
+
+def test_encoding_nothing_gives_nothing():
+    assert encoder_of(byte_tokenizer()).encode([]) == []
+
+
+def test_a_pair_is_encoded_the_same_alone_and_among_others():
+    encoder = encoder_of(byte_tokenizer(), max_length=120)
+    pairs = [PAIR, Pair(PAIR.prompt, "long " * 99, "short"), PAIR.swap()]
+    assert encoder.encode(pairs) == [encoder.encode([pair])[0] for pair in pairs]
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_read_in_context_not_alone():
+    tokenizer = metaspace_tokenizer()
+    encoder = encoder_of(tokenizer)
+    assert encoder.label_ids == tuple(tokenizer.convert_tokens_to_ids(["A", "B"]))
+    alone = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in "AB"]
+    assert alone == [[tokenizer.convert_tokens_to_ids("▁A")], [tokenizer.convert_tokens_to_ids("▁B")]]
+
+
+def test_label_ids_follow_the_order_of_the_labels():
+    tokenizer = byte_tokenizer()
+    assert encoder_of(tokenizer, labels=("2", "1")).label_ids == tuple(tokenizer.convert_tokens_to_ids(["2", "1"]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"), [(("Zyx", "B"), "'Zyx'"), (("A", "Zyx"), "'Zyx'"), (("", "B"), "''"), (("A", "é"), "'é'")]
+)
+def test_labels_that_are_not_one_token_are_refused_by_name(labels, named):
+    with pytest.raises(LabelTokenError, match=f"label {named} .* exactly one token"):
+        encoder_of(byte_tokenizer(), labels=labels)
+
+
+def test_a_tokenizer_that_appends_an_end_token_is_refused():
+    with pytest.raises(LabelTokenError, match="exactly one token"):
+        encoder_of(byte_tokenizer(None, append_eos=True))
+
+
+def test_a_label_that_merges_with_the_end_of_the_prompt_is_refused():
+    tokenizer = byte_tokenizer("{{ messages[0]['content'] }} Answe")
+    assert len(tokenizer(" Answer", add_special_tokens=False)["input_ids"]) == 1
+    with pytest.raises(LabelTokenError, match="label 'r'"):
+        encoder_of(tokenizer, labels=("r", "A"))
+
+
+def test_two_labels_that_become_the_same_token_are_refused():
+    with pytest.raises(LabelTokenError):
+        encoder_of(metaspace_tokenizer(), labels=("é", "ü"))  # both are <unk>: the margin would always be 0
+
+
+# --- stage 1 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("template", [CHATML, None], ids=["chatml", "plain"])
+def test_stage_1_is_the_question_then_both_marked_answers_and_the_end(prompt, template):
+    tokenizer = byte_tokenizer(template, prepend_bos=True)
+    encoder = encoder_of(tokenizer, prompt)
+    question, answer, truncated = encoder.encode_pretrain(PAIR.prompt, PAIR.response_a, PAIR.response_b)
+    asked = fill(PROMPTS[prompt].pretrain_input, slots_of(PAIR))
+    answered = fill(PROMPTS[prompt].pretrain_output, slots_of(PAIR))
+    if template is None:
+        assert tokenizer.decode(question) == "<s>" + asked.rstrip() + "\n"
+    else:
+        assert tokenizer.decode(question) == f"<s><|im_start|>user\n{asked}<|im_end|>\n{EMPTY_THOUGHT}"
+    assert tokenizer.decode(answer) == answered + "</s>"
+    assert answer[-1] == tokenizer.eos_token_id
+    assert answer.count(tokenizer.eos_token_id) == 1
+    assert answer.count(tokenizer.bos_token_id) == 0
+    assert truncated is False
+
+
+# --- gram.json --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    config = JudgeConfig(
+        prompt="compact",
+        labels=("甲", "B"),
+        rendering="plain",
+        template_kwargs={"enable_thinking": True, "nested": {"a": [1]}},
+        max_length=77,
+        label_smoothing=0.05,
+    )
+    config.save(tmp_path)
+    assert JudgeConfig.load(tmp_path) == config
+    assert json.loads((tmp_path / CONFIG_NAME).read_text(encoding="utf-8"))["labels"] == ["甲", "B"]
+
+
+def test_the_rendering_that_was_found_is_the_one_that_is_saved(tmp_path):
+    encoder_of(byte_tokenizer(None)).config.save(tmp_path)
+    assert JudgeConfig.load(tmp_path).rendering == "plain"
+
+
+def test_without_a_file_the_published_conventions_apply(tmp_path):
+    config = JudgeConfig.load(tmp_path)
+    assert (config.prompt, config.labels, config.rendering, config.max_length) == ("gram", ("A", "B"), None, None)
+    assert config.template_kwargs["enable_thinking"] is False
+
+
+def test_fields_that_are_left_out_take_the_published_conventions(tmp_path):
+    (tmp_path / CONFIG_NAME).write_text('{"prompt": "compact"}')
+    assert JudgeConfig.load(tmp_path) == JudgeConfig(prompt="compact")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "gram", "vote": 8}', r"unknown fields \['vote'\]"),
+        ('{"prompt": "gram"', "is not JSON"),
+        ("[]", CONFIG_NAME),
+        ('{"prompt": "grammar"}', "unknown judge prompt 'grammar'"),
+        ('{"labels": ["A", "A"]}', "two different label strings"),
+        ('{"labels": ["A"]}', "two different label strings"),
+        ('{"labels": ["A", "B", "C"]}', "two different label strings"),
+        ('{"rendering": "html"}', "choose chat_template or plain"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, content, message):
+    (tmp_path / CONFIG_NAME).write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        JudgeConfig.load(tmp_path)
+
+
+def test_default_template_arguments_are_not_shared_between_configs():
+    JudgeConfig().template_kwargs["enable_thinking"] = True
+    assert JudgeConfig().template_kwargs["enable_thinking"] is False

@@ -1,0 +1,100 @@
+"""Imports go one way: reward.types <- reward.* <- rlhf.* <- recipes; and what promises to import no torch does not."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+REWARD = sorted((ROOT / "reward").rglob("*.py"))
+RLHF = sorted((ROOT / "rlhf").rglob("*.py"))
+RLHF_MAY_KNOW = {"reward.types", "reward.errors", "reward.trl_signature"}
+PURE = ["types", "errors", "prompts", "pairing", "aggregation"]  # those that exist are held to it
+HEAVY = {"torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "datasets"}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, everywhere: bool = True) -> set[str]:
+    """Absolute names a file imports, also inside functions unless `everywhere` is False.
+
+    `from a.b import c` counts as `a.b.c` where that is a module of this project, and as `a.b` elsewhere.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    names = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+            for alias in node.names:
+                file = ROOT.joinpath(*base.split("."), alias.name)
+                is_module = file.with_suffix(".py").is_file() or file.is_dir()
+                names.add(f"{base}.{alias.name}" if is_module else base)
+    return names
+
+
+def starts_with(names: set[str], *packages: str) -> list[str]:
+    return sorted(name for name in names if name.split(".")[0] in packages)
+
+
+def test_the_trees_are_found():
+    assert len(REWARD) > 8
+    assert len(RLHF) > 3
+
+
+@pytest.mark.parametrize("path", REWARD, ids=relative)
+def test_reward_never_imports_rlhf_or_recipes(path):
+    assert starts_with(imported(path), "rlhf", "recipes", "tests", "benchmarks") == []
+
+
+@pytest.mark.parametrize("path", RLHF, ids=relative)
+def test_rlhf_knows_of_reward_only_types_errors_and_trl_signature(path):
+    names = imported(path)
+    assert set(starts_with(names, "reward")) <= RLHF_MAY_KNOW
+    assert starts_with(names, "recipes", "tests", "benchmarks") == []
+
+
+def test_reward_types_imports_of_this_project_only_errors():
+    assert starts_with(imported(ROOT / "reward" / "types.py"), "reward") == ["reward.errors"]
+    assert starts_with(imported(ROOT / "reward" / "errors.py"), "reward") == []
+
+
+@pytest.mark.parametrize("name", [name for name in PURE if (ROOT / "reward" / f"{name}.py").exists()])
+def test_pure_modules_import_nothing_heavy_directly_or_through_others(name):
+    todo, seen = [ROOT / "reward" / f"{name}.py"], set()
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        names = imported(path, everywhere=path.stem in PURE)
+        assert starts_with(names, *HEAVY) == [], relative(path)
+        for found in starts_with(names, "reward"):
+            file = ROOT.joinpath(*found.split("."))
+            file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+            if file not in seen:
+                todo.append(file)
+
+
+def test_importing_types_and_prompts_loads_no_torch():
+    script = (
+        "import sys, reward.types, reward.errors, reward.prompts\n"
+        f"print(sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"

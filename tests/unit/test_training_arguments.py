@@ -1,0 +1,87 @@
+"""The flags both stages share: which rows are read, what the judge's settings become."""
+
+import json
+
+import pytest
+from trl import ModelConfig
+
+from reward.encoding import JudgeConfig
+from reward.errors import DataError, SettingsError
+from reward.training.arguments import DataArguments, JudgeArguments
+from reward.training.data import read_preferences
+from reward.training.weights import load_for_training
+from tests.gram_toys import write_rows
+
+
+def rows(count, split=None):
+    made = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(count)]
+    return [row | {"split": split} for row in made] if split else made
+
+
+def prompts(records):
+    return [record.prompt[0].content for record in records]
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_rows(tmp_path / "split.jsonl", rows(4, "train") + rows(3, "test") + rows(2, "dev"))
+    write_rows(tmp_path / "whole.jsonl", rows(5))
+    return str(tmp_path / "split.jsonl"), str(tmp_path / "whole.jsonl")
+
+
+def test_splits_of_files(files):
+    split, whole = files
+    assert len(DataArguments(dataset=[split]).read_train(read_preferences, 0)) == 4
+    assert len(DataArguments(dataset=[split, whole]).read_train(read_preferences, 0)) == 9  # no column: every row
+    assert DataArguments(dataset=[split]).read_eval(read_preferences, 0) == []
+    assert len(DataArguments(dataset=[split], eval_split="dev").read_eval(read_preferences, 0)) == 2
+    assert len(DataArguments(dataset=[whole], eval_dataset=[split]).read_eval(read_preferences, 0)) == 3
+    with pytest.raises(DataError, match="split is dev, test, train"):
+        DataArguments(dataset=[split], train_split="trian").read_train(read_preferences, 0)
+
+
+def test_samples_are_drawn_with_the_seed(files):
+    drawn = [
+        prompts(DataArguments(dataset=[files[1]], max_train_samples=3).read_train(read_preferences, s))
+        for s in (0, 0, 5)
+    ]
+    assert len(drawn[0]) == 3 and drawn[0] == drawn[1] != drawn[2]
+
+
+def test_no_data_is_refused():
+    with pytest.raises(SettingsError, match="no --dataset"):
+        DataArguments().read_train(read_preferences, 0)
+    with pytest.raises(SettingsError, match="max_eval_samples is 0"):
+        DataArguments(max_eval_samples=0)
+
+
+def test_judge_settings_lie_over_the_models_own(tmp_path):
+    JudgeConfig(prompt="compact", labels=("X", "Y"), rendering="plain").save(tmp_path)
+    kept = JudgeArguments().judge_config(str(tmp_path), None, 512)
+    assert (kept.prompt, kept.labels, kept.rendering, kept.max_length) == ("compact", ("X", "Y"), "plain", 512)
+    given = JudgeArguments(prompt="gram", labels=["A", "B"], template_kwargs='{"date_string": "1 May 2026"}')
+    changed = given.judge_config(str(tmp_path), None, None)
+    assert (changed.prompt, changed.labels, changed.rendering) == ("gram", ("A", "B"), "plain")
+    assert changed.template_kwargs == {"enable_thinking": False, "date_string": "1 May 2026"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "grm"}, "unknown judge prompt 'grm': choose one of compact, gram"),
+        ({"labels": ["A", "A"]}, "two different label strings"),
+        ({"template_kwargs": "date=1"}, "is not JSON"),
+        ({"template_kwargs": "[1]"}, "not a mapping"),
+    ],
+)
+def test_bad_judge_settings(tmp_path, arguments, message):
+    with pytest.raises(SettingsError, match=message):
+        JudgeArguments(**arguments).judge_config(str(tmp_path), None, None)
+
+
+def test_weights_that_could_not_be_trained_are_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
+    with pytest.raises(SettingsError, match="adapter of some/base: go on training it with --use_peft"):
+        load_for_training(ModelConfig(model_name_or_path=str(tmp_path)))
+    with pytest.raises(SettingsError, match="load_in_4bit are not supported"):
+        load_for_training(ModelConfig(model_name_or_path=str(tmp_path), load_in_4bit=True))
