@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from reward.errors import ContextTooShortError, LabelTokenError, PromptError, SettingsError
-from reward.prompts import Neutraliser, fill, judge_prompt, slots_of
+from reward.prompts import Neutraliser, fill, judge_prompt, marker_counter, slots_of
 from reward.types import Message, Pair, Prompt
 
 CONFIG_NAME = "gram.json"
 MIN_SLOT_TOKENS = 8  # a response cut shorter than this is not judged but guessed
+_EDGE_TOKENS = 16
 _FILLER = " ... "  # stands where the middle of a prompt was cut out
 _PROBE = Pair((Message("user", "Which is better?"),), "This one.", "That one.")
 
@@ -70,6 +71,8 @@ class JudgeConfig:
             stored = json.loads(Path(path).read_text())
         except json.JSONDecodeError as error:
             raise SettingsError(f"{path} is not JSON ({error}): save the judge again") from error
+        if not isinstance(stored, dict):
+            raise SettingsError(f"{path} holds {type(stored).__name__}, not an object: save the judge again")
         unknown = sorted(set(stored) - set(cls.__dataclass_fields__))
         if unknown:
             raise SettingsError(f"{path} holds unknown fields {unknown}: it comes from another version of this project")
@@ -114,11 +117,14 @@ class JudgeEncoder:
         markup = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
         self.neutralise = Neutraliser(self.prompt, sorted(markup, key=len, reverse=True))
         self._control_ids = frozenset(markup.values()) - _text_ids(tokenizer)
+        self._require_text_in_rendering()
         self.label_ids = self._read_label_ids()
 
         empty = self.tokenize([self._text({"input": "", "response_a": "", "response_b": ""})])[0]
         self._skeleton_length = len(empty)
         self._skeleton_controls = self._count_controls(empty)
+        self._count_markers = marker_counter(self._markers_as_read())
+        self._skeleton_markers = self._count_markers(tokenizer.decode(empty))
         room = [length - 1 for length in (context_length,) if length is not None]  # the label comes after the input
         room += [length for length in (config.max_length,) if length is not None]
         self.max_length = min(room) if room else None
@@ -162,6 +168,20 @@ class JudgeEncoder:
     def _count_controls(self, ids: Sequence[int]) -> int:
         return sum(id_ in self._control_ids for id_ in ids)
 
+    def _markers_as_read(self) -> list[str]:
+        """The prompt's markers, each also as the tokenizer leaves it: some drop brackets or fold characters."""
+        markers = [marker for marker, _ in self.prompt.markers]
+        ids = [self.tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in markers]
+        return [*markers, *(text for row in ids if (text := self.tokenizer.decode(row).strip()))]
+
+    def _require_text_in_rendering(self) -> None:
+        text = fill(self.prompt.template, slots_of(_PROBE)).strip()
+        if text not in self.render(text):
+            raise PromptError(
+                f"the chat template of {self.tokenizer.name_or_path} drops or rewrites the text of a user message: "
+                "the judge would not read the pair. Use another template, or train with rendering 'plain'"
+            )
+
     def _read_label_ids(self) -> tuple[int, int]:
         text = self._text(slots_of(_PROBE))
         base, with_a, with_b = self.tokenize([text, *(text + label for label in self.config.labels)])
@@ -176,6 +196,12 @@ class JudgeEncoder:
                     "Choose labels that are one token there, or a tokenizer that has them"
                 )
             found.append(ids[-1])
+        if found[0] == found[1]:
+            raise LabelTokenError(
+                f"the labels {self.config.labels[0]!r} and {self.config.labels[1]!r} are both token {found[0]} "
+                f"({self.tokenizer.convert_ids_to_tokens(found[0])!r}) of {self.tokenizer.name_or_path}: every score "
+                "would be 0.5. Choose labels that the vocabulary tells apart"
+            )
         return found[0], found[1]
 
     # --- judge inputs ---------------------------------------------------------------------------------------------
@@ -186,14 +212,33 @@ class JudgeEncoder:
         ids = self.tokenize([self._text(slot) for slot in slots])
         encoded = []
         for slot, row in zip(slots, ids, strict=True):
-            truncated = self.max_length is not None and len(row) > self.max_length
+            truncated = self.max_length is not None and self._longest_order(slot, row) > self.max_length
             if truncated:
                 row = self.tokenize([self._text(self._cut(slot, self._text, self._skeleton_length))])[0]
-            reason = ""
-            if self._count_controls(row) != self._skeleton_controls:
-                reason = "a special token inside the texts could end their slot"
-            encoded.append(Encoded(tuple(row), truncated, reason))
+            encoded.append(Encoded(tuple(row), truncated, self._way_out(row)))
         return encoded
+
+    def _longest_order(self, slot: dict[str, str], row: Sequence[int]) -> int:
+        """Tokens of the longer reading order, so that a pair is cut in both orders or in none.
+
+        The orders differ by the few tokens that merge at the edges of a slot; far from the limit they cannot matter.
+        """
+        if abs(len(row) - self.max_length) > _EDGE_TOKENS:
+            return len(row)
+        swapped = {**slot, "response_a": slot["response_b"], "response_b": slot["response_a"]}
+        return max(len(row), len(self.tokenize([self._text(swapped)])[0]))
+
+    def _way_out(self, row: Sequence[int]) -> str:
+        """Why a text in this input could end its slot, or nothing.
+
+        The last word on injection: what is counted is what the tokenizer has made of the texts, so a disguise that it
+        takes off (it drops brackets, folds letters) is seen.
+        """
+        if self._count_controls(row) != self._skeleton_controls:
+            return "a special token inside the texts could end their slot"
+        if self._count_markers(self.tokenizer.decode(row)) != self._skeleton_markers:
+            return "a marker of the prompt inside the texts could end their slot"
+        return ""
 
     def _safe_slots(self, pair: Pair) -> dict[str, str]:
         return {name: self.neutralise(text) for name, text in slots_of(pair).items()}

@@ -5,6 +5,7 @@ same functions, so a judge always reads what it was trained on.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reward.errors import PromptError, SettingsError
@@ -14,6 +15,7 @@ _SLOT = re.compile(r"\{(input|response_a|response_b)\}")
 _ROLE_LABELS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 # Characters that show nothing and that some tokenizers drop: without them a broken marker could grow together again.
 _INVISIBLE = "\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff"
+_ROUNDS = 50  # of taking markers apart; what is left after so many is found by `JudgeEncoder`'s own check
 _LOOKALIKES = {
     "[": "[\\[\uff3b\u3010]",
     "]": "[\\]\uff3d\u3011]",
@@ -159,22 +161,30 @@ class Neutraliser:
 
     def __init__(self, prompt: JudgePrompt, special_tokens: list[str]):
         replacements = [(_marker_pattern(marker), harmless) for marker, harmless in prompt.markers]
-        replacements += [(re.escape(token), f"{token[0]} {token[1:]}") for token in special_tokens if len(token) > 1]
+        tokens = [token.strip() for token in special_tokens]
+        replacements += [(re.escape(token), f"{token[0]} {token[1:]}") for token in tokens if len(token) > 1]
         self._harmless = [harmless for _, harmless in replacements]
         # Named groups would clash with 1-character tokens; positions in one alternation serve as well.
         self._pattern = re.compile("|".join(f"({pattern})" for pattern, _ in replacements), re.IGNORECASE)
 
     def __call__(self, text: str) -> str:
         # Repeated because taking one marker apart can complete another one around it.
-        while True:
+        for _ in range(_ROUNDS):
             replaced = self._pattern.sub(lambda match: self._harmless[match.lastindex - 1], text)
             if replaced == text:
-                return text
+                break
             text = replaced
+        return text
 
     def finds(self, text: str) -> bool:
         """Whether `text` still contains something that could end a slot."""
         return self._pattern.search(text) is not None
+
+
+def marker_counter(markers: Sequence[str]) -> Callable[[str], int]:
+    """Counts how often any of `markers` stands in a text, disguised or not."""
+    pattern = re.compile("|".join(_marker_pattern(marker) for marker in markers), re.IGNORECASE)
+    return lambda text: len(pattern.findall(text))
 
 
 def slots_of(pair: Pair) -> dict[str, str]:

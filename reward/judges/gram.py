@@ -16,6 +16,7 @@ from reward.placement import whole
 from reward.types import NO_VERDICT, Judgment, Pair
 
 DEFAULT_TOKEN_BUDGET = 16_384
+_NO_PART_OF_A_JUDGMENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
 class GramJudge:
@@ -130,17 +131,17 @@ def adapter_base(path: str, revision: str | None = None) -> str | None:
 
 
 def _fingerprint(model: PreTrainedModel, encoder: JudgeEncoder) -> str:
-    """A digest of all that decides a judgment: weights, dtype, tokenizer, prompt, labels, template, max_length.
-
-    Of every weight it takes name, shape, sum and 64 values spread over it: any training step changes these, and a
-    model of billions of parameters is read once instead of being hashed byte by byte.
+    """A digest of all that decides a judgment: every byte of the weights, architecture, tokenizer, prompt, labels,
+    template, max_length. Read once, at loading.
     """
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)].double()
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}{flat.sum(dtype=torch.float64).item()!r}".encode())
-        digest.update(sample.cpu().numpy().tobytes())
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(weight.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy())
+    architecture = model.config.to_diff_dict()
+    for name in _NO_PART_OF_A_JUDGMENT:
+        architecture.pop(name, None)
+    digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
     config = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
     del config["label_smoothing"]  # says how the judge was trained, not how it judges
     config["chat_template"] = encoder.tokenizer.chat_template

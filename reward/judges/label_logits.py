@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 # Families that bend their logits after the output embedding. There the bent logits are what the model means.
-_BENDING = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_CAPPING = "final_logit_softcapping"
+_SCALING = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def _plain_output_embedding(model: nn.Module) -> nn.Linear | None:
     if type(head) is not nn.Linear:
         return None
     config = causal.config.get_text_config()
-    bends = any(getattr(config, name, None) not in (None, 1.0) for name in _BENDING)
-    return None if bends else head
+    scales = any(getattr(config, name, None) not in (None, 1.0) for name in _SCALING)
+    return None if scales or getattr(config, _CAPPING, None) is not None else head
 
 
 @contextmanager
