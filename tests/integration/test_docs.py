@@ -1,0 +1,101 @@
+"""Every command and every snippet of README.md runs: with toy models in place of the named ones, and few steps."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from reward.encoding import JudgeConfig
+from tests.conftest import REPOSITORY, run_deepspeed
+from tests.gram_toys import save_toy_model, toy_rows, write_rows
+
+README = (REPOSITORY / "README.md").read_text()
+IN_SMALL_WORLD = "deepspeed recipes/ppo_gram.py"  # run by test_quickstart.py, where there is a small world
+BY_MAKE = {"make quickstart", "make test"}  # test_quickstart.py runs what the first does; the second runs this
+
+
+def commands() -> list[str]:
+    """The indented command lines of the README, continuation lines joined."""
+    text = README.replace("\\\n", " ")
+    return [" ".join(line.split()) for line in re.findall(r"^    ((?:make|deepspeed|python) .*)$", text, re.MULTILINE)]
+
+
+RUNNABLE = [command for command in commands() if command not in {*BY_MAKE, IN_SMALL_WORLD}]
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toys")
+    save_toy_model(folder / "model", chat=True)
+    shutil.copytree(folder / "model", folder / "judge")
+    JudgeConfig(prompt="compact").save(folder / "judge")
+    rows = toy_rows(48, 0)
+    write_rows(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    labelled = [{**row, "split": "train" if i % 4 else "test"} for i, row in enumerate(rows)]
+    write_rows(folder / "preferences.jsonl", labelled)
+    unlabeled = [{"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]]} for row in rows]
+    write_rows(folder / "unlabeled.jsonl", unlabeled)
+    return folder
+
+
+def test_the_readme_names_its_commands():
+    assert set(commands()) >= {*BY_MAKE, IN_SMALL_WORLD}
+    assert len(RUNNABLE) == 4
+
+
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_a_command_of_the_readme_runs(command, toys, tmp_path):
+    words = shlex.split(command)
+    assert words[0] == "deepspeed"
+    here = {
+        "--model_name_or_path": toys / "model",
+        "--reward_model": toys / "judge",
+        "--output_dir": tmp_path / "out",
+        "--dataset": None,
+    }
+    if "--config" in words:  # its models and data are on the hub: flags put toys in their place
+        words += ["--model_name_or_path", "x", "--reward_model", "x", "--dataset", "prompts.jsonl", "--output_dir", "x"]
+        words += ["--bf16", "false", "--max_prompt_length", "64"]
+        words += ["--deepspeed", "ds_configs/zero3_cpu.json"]
+    for flag, value in here.items():
+        if flag in words:
+            at = words.index(flag) + 1
+            words[at] = str(value or toys / words[at])
+    small = {"--max_steps": 1, "--per_device_train_batch_size": 4, "--gradient_checkpointing": "false"}
+    if "ppo_gram" in command:
+        small |= {"--max_completion_length": 8, "--steps_per_generation": 1, "--gradient_accumulation_steps": 1}
+        small |= {"--report_to": "none"}
+    else:
+        small |= {"--prompt": "compact"}
+    words += [str(word) for item in small.items() for word in item]
+    done = run_deepspeed(words[1:], num_ranks=1)
+    assert (tmp_path / "out" / "config.json").exists(), done.stdout[-2000:]
+
+
+def test_the_snippet_of_the_readme_runs(toys):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    code = code.replace('"runs/judge"', repr(str(toys / "judge")))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert 0 < float(done.stdout) < 1, done.stderr
+
+
+def test_every_file_that_the_readme_names_exists():
+    tree = re.search(r"```\n(reward/.*?)```", README, re.DOTALL).group(1)
+    folders, missing = [], []
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        names = re.findall(r"[\w.]+\.(?:py|md)|[\w]+/", line.split("  ")[0] if not indent else line)
+        if not indent:
+            folders = [name for name in names if name.endswith("/")]
+            missing += [name for name in folders if not (REPOSITORY / name).is_dir()]
+            continue
+        inside = folders[-1]
+        for name in names:
+            found = list((REPOSITORY / inside).rglob(name.rstrip("/")))
+            missing += [] if found else [f"{inside}{name}"]
+    links = re.findall(r"\]\((\w[\w/.]+)\)", README)
+    missing += [link for link in links if not (REPOSITORY / link).exists()]
+    assert missing == []
