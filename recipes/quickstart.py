@@ -143,25 +143,28 @@ def logprobs(model, inputs: dict, replies: torch.Tensor, tokenizer) -> torch.Ten
 
 def draw_report(history: list[dict], evaluation: dict, path: Path) -> None:
     """Four panels over optimizer steps: gold and proxy reward, KL, what the judge says of itself, the critic."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     panels = {
-        "reward": ("objective/gold", "objective/scores"),
-        "KL to the initial policy (nats a reply)": ("objective/kl",),
-        "judge": ("reward/gram/order_consistency", "reward/gram/first_position", "reward/gram/label_mass"),
-        "critic": ("value/explained_variance",),
+        "reward": {"objective/gold": "gold reward", "objective/scores": "proxy: P(beats the initial policy)"},
+        "KL to the initial policy (nats a reply)": {"objective/kl": "KL"},
+        "judge, on the policy's replies": {
+            "reward/gram/order_consistency": "both orders agree",
+            "reward/gram/first_position": "first position wins",
+            "reward/gram/no_verdict": "no verdict",
+        },
+        "critic": {"value/explained_variance": "explained variance of the returns"},
     }
-    names = {"objective/gold": "gold reward", "objective/scores": "proxy: P(beats the initial policy)"}
-    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=True):
-        for key in keys:
+    before, spread = evaluation["gold_reward_before"], evaluation["gold_reward_before_std"]
+    axes[0, 0].axhspan(before - spread, before + spread, color="0.92", label="gold before, mean ± 1 std (held-out)")
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=True):
+        for key, name in curves.items():
             points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
-            axis.plot(*zip(*points, strict=True), label=names.get(key, key.rpartition("/")[2].replace("_", " ")))
-        axis.set_title(title)
-        axis.set_xlabel("optimizer step")
+            axis.plot(*zip(*points, strict=True), label=name)
+        axis.set(title=title, xlabel="optimizer step")
         axis.grid(alpha=0.3)
         axis.legend(loc="best")
-    before, spread = evaluation["gold_reward_before"], evaluation["gold_reward_before_std"]
-    axes[0, 0].axhspan(before - spread, before + spread, color="grey", alpha=0.15, lw=0)
-    axes[0, 0].set_title("reward (grey: gold of the initial policy, held-out prompts, ± 1 standard deviation)")
+    for axis in (axes[0, 0], axes[1, 0]):
+        axis.set_ylim(-0.03, 1.03)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

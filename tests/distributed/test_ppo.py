@@ -1,32 +1,47 @@
-"""PPO on two real ranks over gloo under ZeRO-3."""
+"""PPO on two real ranks over gloo, under ZeRO-3 and under DistributedDataParallel."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from tests.conftest import REPOSITORY, run_deepspeed
+from tests.conftest import LAUNCHER_MARKS, REPOSITORY, free_port, run_deepspeed
 from tests.gram_toys import save_toy_model
 
 SCRIPT = REPOSITORY / "tests" / "distributed" / "ppo_fixed_rollouts.py"
 
 
-def fixed_run(tmp_path, policy, ranks):
+def torchrun(script_args, num_ranks):
+    """The same script under torch's own launcher: DistributedDataParallel instead of ZeRO-3."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", num_ranks]
+    words = [str(word) for word in [*launcher, "--master_port", free_port(), *script_args]]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_MARKS)}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done
+
+
+def fixed_run(tmp_path, policy, ranks, launch=run_deepspeed):
     """(log entries of each rank, policy, critic) of three steps on the same rollouts."""
-    out = tmp_path / f"ranks{ranks}"
-    done = run_deepspeed([SCRIPT, policy, out], num_ranks=ranks)
+    out = tmp_path / f"{launch.__name__}{ranks}"
+    done = launch([SCRIPT, policy, out], num_ranks=ranks)
     logs = {int(rank): json.loads(text) for rank, text in re.findall(r"RANK(\d) (\[.*\])", done.stdout)}
     policy = AutoModelForCausalLM.from_pretrained(out).state_dict()
     critic = AutoModelForTokenClassification.from_pretrained(out / "critic").state_dict()
     return logs, policy, critic
 
 
-def test_two_ranks_under_zero3_take_the_steps_of_one(tmp_path):
+@pytest.mark.parametrize("launch", [run_deepspeed, torchrun], ids=["ZeRO-3", "DDP"])
+def test_two_ranks_take_the_steps_of_one(tmp_path, launch):
     policy = save_toy_model(tmp_path / "policy")
     one_log, one_policy, one_critic = fixed_run(tmp_path, policy, 1)
-    two_log, two_policy, two_critic = fixed_run(tmp_path, policy, 2)
+    two_log, two_policy, two_critic = fixed_run(tmp_path, policy, 2, launch)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
 
     assert set(two_log) == {0, 1}

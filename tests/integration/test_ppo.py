@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from reward.errors import NonFiniteLossError, NoVerdictError, SettingsError
@@ -383,3 +384,40 @@ def test_several_responses_of_a_prompt_share_its_reference(policy, tmp_path):
     backend = Judged(lambda response: 0.5)
     make_trainer(policy, tmp_path, backend, num_generations=4, max_steps=1).train()
     assert [len(group.responses) for group in backend.groups] == [4, 4]
+
+
+def test_a_constant_critic_says_its_value_everywhere_and_is_not_saved(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(count_e), constant_critic=True, lam=1.0, max_steps=1)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS * 2])
+    assert set(batch["old_values"].flatten().tolist()) == {0.5}
+    trainer.train()
+    trainer.save_model()
+    assert not (tmp_path / "critic").exists()
+
+
+def test_lora_trains_an_adapter_whose_base_is_the_initial_policy(policy, tmp_path):
+    """The reference log-probabilities and the initial responses come from the policy with its adapter switched off."""
+    args = PPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, max_completion_length=8, max_steps=6, kl_coef=0.0,
+        learning_rate=5e-2, report_to="none", gradient_checkpointing=False, save_strategy="no", win_rate_steps=0,
+    )  # fmt: skip
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 4])
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=0.5)
+    backend = Judged(count_e)
+    trainer = PPOTrainer(policy, backend, args, data, reference="initial", peft_config=adapter)
+    before = trainer._initial_policy_responses(PROMPTS)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
+    assert log[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert log[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5), "adapter dropout would move it"
+    assert abs(log[-1]["objective/kl"]) > 1e-2
+    trainer._initial_responses.clear()
+    assert trainer._initial_policy_responses(PROMPTS) == before
+    assert trainer._greedy_responses(trainer.model_wrapped, PROMPTS) != before
+    trainer.save_model()
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+    trained = {n: w for n, w in trainer.model.state_dict().items() if "lora_" in n}
+    assert trained
+    for name, weight in trained.items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight, atol=0, rtol=0)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
@@ -78,6 +79,14 @@ def test_two_ranks_train_save_and_continue(toys, tmp_path):
     state = json.loads((out / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "policy/loss" in entry] == [1, 2, 3, 4], done.stdout
     assert AutoModelForCausalLM.from_pretrained(out / "checkpoint-4").num_parameters() == policy.num_parameters()
+
+
+def test_accelerate_launches_it_too(toys, tmp_path):
+    accelerate = Path(sys.executable).with_name("accelerate")
+    out = tmp_path / "out"
+    status, output = run([accelerate, "launch", "--cpu", RECIPE, *flags(toys, out, max_steps=1, use_peft=True)])
+    assert status == 0, output[-3000:]
+    assert (out / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
