@@ -44,7 +44,11 @@ def main() -> None:
         padding_side="left",
         trust_remote_code=args.trust_remote_code,
     )
-    prompts = load_prompts(data, args, model_args, tokenizer)
+    prompts = fit(data.read_train(read_prompts, args.seed), ", ".join(data.dataset), args, model_args, tokenizer)
+    held_out = data.read_eval(read_prompts, args.seed)
+    eval_dataset = None
+    if held_out:
+        eval_dataset = Dataset.from_list(fit(held_out, "the evaluation prompts", args, model_args, tokenizer).rows)
     dataset, reference = Dataset.from_list(prompts.rows), reward_args.reward_reference or "greedy"
     check_data(dataset, args, reference)
 
@@ -61,6 +65,7 @@ def main() -> None:
         args,
         dataset,
         reference=reference,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
         gold=GoldReward() if in_small_world else None,
         peft_config=get_peft_config(model_args),
@@ -90,15 +95,18 @@ def small_world_defaults() -> dict:
     return settings | paths
 
 
-def load_prompts(data: DataArguments, args: PPOConfig, model_args: ModelConfig, tokenizer) -> PolicyPrompts:
+def fit(rows: list[dict], source: str, args: PPOConfig, model_args: ModelConfig, tokenizer) -> PolicyPrompts:
     """The prompts that fit beside a response of `max_completion_length` tokens."""
-    rows = data.read_train(read_prompts, args.seed)
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    config = AutoConfig.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        trust_remote_code=args.trust_remote_code,
+    )
     room = getattr(config.get_text_config(), "max_position_embeddings", 2**20) - args.max_completion_length
     limit = min(room, args.max_prompt_length or room)
-    prompts = fit_prompts(rows, tokenizer, max_prompt_length=limit, source=", ".join(data.dataset))
+    prompts = fit_prompts(rows, tokenizer, max_prompt_length=limit, source=source)
     if args.process_index == 0:
-        print(f"{len(prompts.rows)} prompts of at most {prompts.longest} tokens, {prompts.dropped} longer ones dropped")
+        print(f"{source}: {len(prompts.rows)} prompts of at most {prompts.longest} tokens, {prompts.dropped} too long")
     return prompts
 
 

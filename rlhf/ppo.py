@@ -11,11 +11,12 @@ import json
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -30,7 +31,7 @@ from trl.trainer.utils import (
     use_adapter,
 )
 
-from reward.errors import NoVerdictError, require_finite_loss
+from reward.errors import NoVerdictError, SettingsError, require_finite_loss
 from reward.trl_signature import groups_from_rows
 from reward.types import RewardBackend, as_prompt
 from rlhf.advantages import (
@@ -109,6 +110,11 @@ class PPOTrainer(GRPOTrainer):
             peft_config=peft_config,
         )
         self._peft = peft_config is not None
+        if is_peft_model(self.model) and not self._peft:
+            raise SettingsError(
+                f"the policy ({type(model).__name__}) is an adapter already, and the initial policy would be its base without it: "
+                "merge it into its base first, or start from the base with --use_peft"
+            )
         if not self._peft:
             self.ref_model = self._load_initial_policy()
         self.critic = None
@@ -131,14 +137,14 @@ class PPOTrainer(GRPOTrainer):
                 epsilon=args.adam_epsilon,
                 weight_decay=args.weight_decay,
             )
-        self._greedy = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=args.max_completion_length,
-            pad_token_id=self._tokenizer.pad_token_id,
-            bos_token_id=self._tokenizer.bos_token_id,
-            eos_token_id=self.eos_token_ids,
-            disable_compile=True,
-        )
+        self._greedy = {
+            "do_sample": False,
+            "repetition_penalty": 1.0,  # some models' own generation_config sets one, and greedy means the arg max
+            "max_new_tokens": args.max_completion_length,
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "bos_token_id": self._tokenizer.bos_token_id,
+            "eos_token_id": self.eos_token_ids,
+        }
 
     def _load_initial_policy(self) -> torch.nn.Module:
         """The frozen policy of the KL term, as TRL makes it when its `beta` is not 0 (ours sits in the rewards)."""
@@ -223,13 +229,16 @@ class PPOTrainer(GRPOTrainer):
         padded = pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left")
         mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
         with unwrap_model_for_generation(
-            model, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            model,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self._greedy,  # in place of the model's own, which would fill what is left open
         ) as unwrapped:
             training = unwrapped.training
             out = unwrapped.eval().generate(
                 input_ids=padded.to(self.accelerator.device),
                 attention_mask=mask.to(self.accelerator.device),
-                generation_config=self._greedy,
+                generation_config=GenerationConfig(**self._greedy, disable_compile=True),
             )
             unwrapped.train(training)
         return self._tokenizer.batch_decode(out[:, padded.size(1) :], skip_special_tokens=True)
@@ -245,7 +254,7 @@ class PPOTrainer(GRPOTrainer):
         """
         initial = self._initial_policy_responses(prompts)
         widened = [
-            type(group)(group.prompt, (*group.responses, rival), rival)
+            replace(group, responses=(*group.responses, rival), reference=rival)
             for group, rival in zip(groups, initial, strict=True)
         ]
         wins = [
@@ -364,9 +373,10 @@ class PPOTrainer(GRPOTrainer):
     def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
         """Mean advantage of each response into the sample table, where TRL has put those of a group."""
         means = self.accelerator.gather(advantages.sum(1) / mask.sum(1).clamp(min=1)).tolist()
-        for _ in means:
-            self._logs["advantages"].pop()
-        self._logs["advantages"].extend(means)
+        shown = self._logs["advantages"]
+        for _ in range(min(len(means), len(shown))):  # an evaluation batch can be larger than the table
+            shown.pop()
+        shown.extend(means)
 
     # --- optimisation ---------------------------------------------------------------------------------------------
 

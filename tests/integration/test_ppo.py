@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, LoraConfig
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from reward.errors import NonFiniteLossError, NoVerdictError, SettingsError
@@ -421,3 +421,39 @@ def test_lora_trains_an_adapter_whose_base_is_the_initial_policy(policy, tmp_pat
     assert trained
     for name, weight in trained.items():
         torch.testing.assert_close(loaded.state_dict()[name], weight, atol=0, rtol=0)
+
+
+def test_greedy_means_the_arg_max_whatever_the_models_own_settings_say(policy, tmp_path):
+    plain = make_trainer(policy, tmp_path, Judged(len))
+    opinionated = make_trainer(policy, tmp_path, Judged(len))
+    opinionated.model.generation_config.repetition_penalty = 5.0
+    opinionated.model.generation_config.do_sample = True
+    assert opinionated._greedy_responses(opinionated.model_wrapped, PROMPTS) == plain._greedy_responses(
+        plain.model_wrapped, PROMPTS
+    )
+
+
+def test_evaluation_scores_held_out_prompts_and_steps_nothing(policy, tmp_path):
+    args = PPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, per_device_eval_batch_size=4, max_completion_length=8,
+        max_steps=1, report_to="none", gradient_checkpointing=False, save_strategy="no", win_rate_steps=1,
+    )  # fmt: skip
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
+    trainer = PPOTrainer(policy, Judged(count_e), args, data, eval_dataset=data, reference="greedy")
+    trainer.train()
+    models = (trainer.model, trainer.critic.module)
+    before = [weight.clone() for model in models for weight in model.state_dict().values()]
+    metrics = trainer.evaluate()
+    after = [weight for model in models for weight in model.state_dict().values()]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert 0 <= metrics["eval_objective/scores"] <= 1
+    assert {"eval_objective/kl", "eval_objective/win_rate_vs_initial", "eval_value/explained_variance"} <= set(metrics)
+
+
+def test_a_policy_that_is_an_adapter_already_is_refused(policy, tmp_path):
+    adapter = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(policy), adapter)
+    args = PPOConfig(output_dir=str(tmp_path), report_to="none")
+    data, tokenizer = Dataset.from_list([{"prompt": "Hi"}] * 8), AutoTokenizer.from_pretrained(policy)
+    with pytest.raises(SettingsError, match="is an adapter already"):
+        PPOTrainer(adapted, Judged(len), args, data, processing_class=tokenizer)
