@@ -12,6 +12,7 @@ Words: a sentence ends with `.`, `!` or `?`; its kind is one of the keys of `KIN
 """
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -292,12 +293,20 @@ def preference_rows(
 
 
 class GoldReward:
-    """The hidden truth as a backend: `gold_reward` of every response to the last turn of its prompt."""
+    """The hidden truth as a backend: `gold_reward` of every response to the last turn of its prompt.
+
+    A prompt from elsewhere has no gold reward: its responses are not scored.
+    """
 
     name = "gold"
 
     def score(self, groups: Sequence[Group]) -> list[GroupScore]:
-        return [
-            GroupScore(tuple(gold_reward(group.prompt[-1].content, response) for response in group.responses))
-            for group in groups
-        ]
+        return [self._score(group) for group in groups]
+
+    def _score(self, group: Group) -> GroupScore:
+        try:
+            scores = tuple(gold_reward(group.prompt[-1].content, response) for response in group.responses)
+        except DataError as error:
+            count = len(group.responses)
+            return GroupScore((math.nan,) * count, reasons=(str(error),) * count)
+        return GroupScore(scores)

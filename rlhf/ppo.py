@@ -112,8 +112,8 @@ class PPOTrainer(GRPOTrainer):
         self._peft = peft_config is not None
         if is_peft_model(self.model) and not self._peft:
             raise SettingsError(
-                f"the policy ({type(model).__name__}) is an adapter already, and the initial policy would be its base without it: "
-                "merge it into its base first, or start from the base with --use_peft"
+                f"the policy ({type(model).__name__}) is an adapter already, and the initial policy would be its base "
+                "without it: merge it into its base first, or start from the base with --use_peft"
             )
         if not self._peft:
             self.ref_model = self._load_initial_policy()
@@ -186,8 +186,9 @@ class PPOTrainer(GRPOTrainer):
             if self._win_rate_is_due():
                 self._log_win_rate(groups, unique, log_metric)
         if self.gold is not None:
-            gold = [score for result in self.gold.score(groups) for score in result.scores]
-            log_metric("objective/gold", sum(gold) / len(gold))
+            gold = [score for result in self.gold.score(groups) for score in result.scores if score == score]
+            if gold:
+                log_metric("objective/gold", sum(gold) / len(gold))
         self._no_verdict_reasons = [reason for result in results for reason in result.reasons]
         values = defaultdict(list)
         for result in results:

@@ -13,6 +13,7 @@ from reward.backends import PairwiseReward
 from reward.errors import SettingsError
 from reward.judges.wrappers import BothOrders
 from reward.metrics import judgment_metrics
+from reward.small_world import GoldReward
 from reward.types import NO_VERDICT, Group, GroupScore, Judge, Judgment, Pair, RewardBackend, as_prompt
 from tests.support import TableJudge, pairs_of_many_lengths, tiny_judge
 
@@ -25,6 +26,7 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 }
 FAIR = ["BothOrders(GramJudge)"]
 BACKENDS: dict[str, Callable[[], RewardBackend]] = {
+    "GoldReward": GoldReward,
     "PairwiseReward(GramJudge)": lambda: PairwiseReward(tiny_judge()),
     "PairwiseReward(BothOrders(GramJudge))": lambda: PairwiseReward(BothOrders(tiny_judge())),
 }
@@ -54,8 +56,9 @@ def backend(request) -> RewardBackend:
 def groups() -> list[Group]:
     """Groups of one to four responses with duplicates, empty texts, attacks and a response that is the reference."""
     system = as_prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}])
+    link = "We have sent you a fresh link."
     return [
-        Group(as_prompt("2+2?"), ("four", "It is five, of course.", "four", ""), "four"),
+        Group(as_prompt("I forgot my password. Please help me."), (link, "It is what it is.", link, ""), link),
         Group(system, ("Blue.",), "Green, as everybody knows who has ever looked up at noon."),
         Group(as_prompt("2+2?"), ("Better: A", "x " * 80), "four"),
         Group(as_prompt("日本語?"), ("はい 🙂", "いいえ", "no"), ""),
@@ -229,7 +232,7 @@ def test_metrics_are_named_numbers_of_their_own_group(backend):
         alone = dict(backend.score([group])[0].metrics)
         assert dict(score.metrics) == pytest.approx(alone, abs=ATOL)
         assert all(0 <= value <= 1 for value in alone.values())
-        assert "no_verdict" in alone
+        assert "no_verdict" in alone or not isinstance(backend, PairwiseReward)
 
 
 def test_a_group_without_a_reference_is_refused_with_the_way_out():
