@@ -2,19 +2,23 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from reward.errors import NonFiniteLossError, NoVerdictError, SettingsError
 from reward.types import GroupScore
-from rlhf.critic import load_critic
+from rlhf.critic import Critic, load_critic
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
 from tests.gram_toys import save_toy_model
+from tests.support import byte_tokenizer, tiny_model
 
 PROMPTS = ["Tell me about rain", "Tell me about tea", "Tell me about maps", "Tell me about light"]
 
@@ -284,9 +288,15 @@ def test_references_come_from_the_current_policy_the_initial_one_or_the_data(pol
 
 
 def test_the_win_rate_against_the_initial_policy_counts_ties_half(policy, tmp_path):
-    trainer = make_trainer(policy, tmp_path, Judged(lambda response: 0.3), win_rate_steps=1, max_steps=1)
+    backend, rows = Judged(lambda response: 0.3), [{"prompt": prompt, "reference": "tea"} for prompt in PROMPTS * 2]
+    trainer = make_trainer(policy, tmp_path, backend, reference="dataset", rows=rows, win_rate_steps=1, max_steps=1)
     trainer.train()
     assert trainer.state.log_history[0]["objective/win_rate_vs_initial"] == 0.5
+    trained_on, for_the_rate = backend.groups[:8], backend.groups[8:]
+    assert {group.reference for group in trained_on} == {"tea"}
+    for group in for_the_rate:
+        assert [group.reference] == trainer._initial_policy_responses([group.prompt[0].content])
+        assert group.responses[-1] == group.reference
 
 
 def test_policy_and_critic_load_after_training(policy, tmp_path):
@@ -315,6 +325,8 @@ def test_a_run_continues_from_its_checkpoint(policy, tmp_path):
     moments = torch.load(tmp_path / "checkpoint-2" / "critic_state" / "critic.pt", weights_only=True)
     assert moments["optimizer"]["state"][0]["step"] == 2
     assert second.critic.optimizer.state_dict()["state"][0]["step"] == 4
+    resumed = next(entry for entry in second.state.log_history if entry["step"] == 3)
+    assert resumed["objective/kl_coef"] == state["kl_coef"]
 
 
 def test_every_logged_name_of_the_documentation_is_logged(policy, tmp_path):
@@ -352,7 +364,8 @@ def test_every_logged_name_of_the_documentation_is_logged(policy, tmp_path):
 def test_settings_that_mean_nothing_here_are_refused_by_name(tmp_path, settings, message):
     settings = {"output_dir": str(tmp_path), "report_to": "none", **settings}
     if message is None:
-        assert PPOConfig(**settings).num_generations == 4
+        config = PPOConfig(**settings)
+        assert (config.num_generations, config.num_generations_eval) == (4, 4)
         return
     with pytest.raises(SettingsError, match=message):
         PPOConfig(**settings)
@@ -457,3 +470,118 @@ def test_a_policy_that_is_an_adapter_already_is_refused(policy, tmp_path):
     data, tokenizer = Dataset.from_list([{"prompt": "Hi"}] * 8), AutoTokenizer.from_pretrained(policy)
     with pytest.raises(SettingsError, match="is an adapter already"):
         PPOTrainer(adapted, Judged(len), args, data, processing_class=tokenizer)
+
+
+def test_the_return_of_a_response_is_its_score_less_its_kl_to_the_initial_policy(policy, tmp_path):
+    """Against log-probabilities from plain forwards of both policies, after the policy was moved away."""
+    trainer = make_trainer(
+        policy, tmp_path, Judged(count_e), constant_critic=True, kl_coef=0.3, lam=1.0, missing_eos_penalty=0.125
+    )
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS * 2])
+    mask = batch["completion_mask"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    attention = torch.cat([batch["prompt_mask"], mask], dim=1)
+
+    def logps(model):
+        logits = model(input_ids=ids, attention_mask=attention).logits[:, -mask.size(1) - 1 : -1].log_softmax(-1)
+        return (logits.gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1) * mask).sum(1)
+
+    with torch.no_grad():
+        kl = logps(trainer.model) - logps(AutoModelForCausalLM.from_pretrained(policy))
+    assert kl.mean() > 0.1, "samples of a policy are likelier under it"
+    ended = (batch["completion_ids"] == trainer._tokenizer.eos_token_id).any(1)
+    expected = trainer._scores - 0.125 * (~ended).float() - 0.3 * kl
+    torch.testing.assert_close(batch["returns"][:, 0], expected, atol=1e-4, rtol=0)
+    assert trainer._metrics["train"]["objective/kl"] == pytest.approx([kl.mean().item()], abs=1e-4)
+    assert trainer._metrics["train"]["objective/rlhf_reward"] == pytest.approx([expected.mean().item()], abs=1e-4)
+
+
+def test_the_critic_follows_the_policys_schedule(policy, tmp_path):
+    settings = {"lr_scheduler_type": "linear", "critic_learning_rate": 1e-2, "max_steps": 4}
+    trainer = make_trainer(policy, tmp_path, Judged(len), **settings)
+    trainer.train()
+    assert trainer.critic.optimizer.param_groups[0]["lr"] == pytest.approx(0.25e-2), "1, 3/4, 2/4, 1/4 of the peak"
+
+
+def test_batch_8_once_takes_the_step_of_batch_2_four_times(policy, tmp_path):
+    """On fixed rollouts, for policy and critic. AdamW with a large epsilon follows the gradient's size."""
+    weights = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            policy, tmp_path, Judged(count_e), per_device_train_batch_size=batch, max_steps=2, learning_rate=0.05,
+            gradient_accumulation_steps=accumulation, critic_learning_rate=0.05, adam_epsilon=1.0,
+            lr_scheduler_type="constant",
+        )  # fmt: skip
+        trainer._generate_single_turn = lambda ids, *_: (
+            [[300 + sum(row) % 30] * (1 + sum(row) % 5) + [1] for row in ids],
+            None,
+        )
+        trainer.train()
+        weights.append([*trainer.model.state_dict().values(), *trainer.critic.module.state_dict().values()])
+    start = AutoModelForCausalLM.from_pretrained(policy).state_dict().values()
+    assert max((new - old).abs().max() for new, old in zip(weights[0], start, strict=False)) > 1e-3
+    for once, four_times in zip(*weights, strict=True):
+        torch.testing.assert_close(four_times, once, atol=1e-5, rtol=0)
+
+
+# --- models of another kind -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """Absolute positions, and dropout 0.1 nearly everywhere."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = byte_tokenizer()
+    tiny_model("gpt2", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_dropout_is_off_in_policy_and_critic(gpt2, tmp_path):
+    trainer = make_trainer(gpt2, tmp_path, Judged(len), max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
+    for model in (trainer.model, trainer.critic.module):
+        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0}
+
+
+def test_padding_changes_no_value_of_a_critic_with_absolute_positions(gpt2):
+    critic = load_critic(gpt2, initial_value=0.5)
+    torch.nn.init.normal_(critic.classifier.weight)
+    critic = Critic(critic, Accelerator(cpu=True), learning_rate=1e-3, max_grad_norm=1.0)
+    padded = (
+        torch.tensor([[0, 0, 40, 41]]),
+        torch.tensor([[0, 0, 1, 1]]),
+        torch.tensor([[42, 43]]),
+        torch.tensor([[1, 1]]),
+    )
+    alone = (padded[0][:, 2:], padded[1][:, 2:], *padded[2:])
+    torch.testing.assert_close(critic.values(*padded), critic.values(*alone), atol=1e-5, rtol=0)
+
+
+def rewrite(policy, folder, change):
+    """A copy of the toy policy whose stored weights were changed."""
+    shutil.copytree(policy, folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_tied_embeddings_stored_as_the_output_reach_the_critic(policy, tmp_path):
+    def store_as_output(weights):
+        weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+
+    critic = load_critic(rewrite(policy, tmp_path / "p", store_as_output), initial_value=0.5)
+    embedding = AutoModelForCausalLM.from_pretrained(policy).get_input_embeddings().weight
+    torch.testing.assert_close(critic.get_input_embeddings().weight, embedding, atol=0, rtol=0)
+
+
+def test_a_checkpoint_that_lacks_weights_is_no_critic(policy, tmp_path):
+    damaged = rewrite(policy, tmp_path / "p", lambda weights: weights.pop("model.norm.weight"))
+    with pytest.raises(SettingsError, match=r"lacks the weights \['model.norm.weight'\]"):
+        load_critic(damaged, initial_value=0.5)

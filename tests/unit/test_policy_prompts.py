@@ -17,7 +17,9 @@ def test_text_prompts_are_measured_and_long_ones_dropped():
     prompts = fit_prompts(rows, toy_tokenizer(), max_prompt_length=20, source="rows.jsonl")
     assert prompts.rows == rows[:1]
     assert (prompts.rendering, prompts.dropped) == ("text", 1)
-    assert prompts.longest == len(toy_tokenizer()("Tell me about tea")["input_ids"])
+    length = len(toy_tokenizer()("Tell me about tea")["input_ids"])
+    assert prompts.longest == length
+    assert fit_prompts(rows, toy_tokenizer(), max_prompt_length=length, source="x").rows == rows[:1], "just fits"
 
 
 def test_conversations_use_the_tokenizers_template():
