@@ -162,7 +162,7 @@ def draw_report(history: list[dict], evaluation: dict, path: Path) -> None:
             axis.plot(*zip(*points, strict=True), label=name)
         axis.set(title=title, xlabel="optimizer step")
         axis.grid(alpha=0.3)
-        axis.legend(loc="best")
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.1))
     for axis in (axes[0, 0], axes[1, 0]):
         axis.set_ylim(-0.03, 1.03)
     figure.savefig(path, dpi=120)

@@ -2,46 +2,18 @@
 
 import json
 import math
-import shutil
 
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from reward.errors import NonFiniteLossError, NoVerdictError, SettingsError
-from reward.types import GroupScore
-from rlhf.critic import Critic, load_critic
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
 from tests.gram_toys import save_toy_model
-from tests.support import byte_tokenizer, tiny_model
-
-PROMPTS = ["Tell me about rain", "Tell me about tea", "Tell me about maps", "Tell me about light"]
-
-
-def count_e(response):
-    """What these tests pay for: up to four letters e."""
-    return min(1.0, response.count("e") / 4)
-
-
-class Judged:
-    """A backend that answers with a function of the text."""
-
-    def __init__(self, score, name="judged"):
-        self.name = name
-        self._score = score
-        self.groups = []
-
-    def score(self, groups):
-        self.groups += groups
-        return [
-            GroupScore(scores, reasons=tuple("the judge was silent" for score in scores if math.isnan(score)))
-            for scores in (tuple(self._score(response) for response in group.responses) for group in groups)
-        ]
+from tests.ppo_toys import ADVANTAGES, PROMPTS, Judged, count_e, log_probabilities, make_trainer, minibatch
 
 
 @pytest.fixture(scope="module")
@@ -49,60 +21,10 @@ def policy(tmp_path_factory):
     return str(save_toy_model(tmp_path_factory.mktemp("policy"), chat=True))
 
 
-def make_trainer(policy, output_dir, backend, *, reference="initial", rows=None, **settings):
-    args = PPOConfig(
-        output_dir=str(output_dir),
-        **{
-            "per_device_train_batch_size": 8,
-            "max_completion_length": 8,
-            "max_steps": 2,
-            "report_to": "none",
-            "gradient_checkpointing": False,
-            "win_rate_steps": 0,
-            "sample_steps": 0,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            **settings,
-        },
-    )
-    data = Dataset.from_list(rows or [{"prompt": prompt} for prompt in PROMPTS * 4])
-    return PPOTrainer(policy, backend, args, data, reference=reference)
-
-
-def minibatch(trainer, advantages, old_shift):
-    """A hand-made minibatch: two prompts, two responses of three and two tokens."""
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    prompt_ids, response_ids = torch.tensor([[0, 20, 21], [22, 23, 24]]), torch.tensor([[30, 31, 1], [32, 1, 0]])
-    batch = {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
-        "completion_ids": response_ids,
-        "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
-        "tool_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
-        "advantages": advantages,
-        "num_items_in_batch": torch.tensor(5),
-    }
-    with torch.no_grad():
-        logps = log_probabilities(trainer, batch)
-    batch["old_per_token_logps"] = logps + old_shift
-    return batch
-
-
-def log_probabilities(trainer, batch):
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, 2:-1]
-    return logits.log_softmax(-1).gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1)
-
-
 def gradients(trainer, loss):
     trainer.model.zero_grad()
     loss.backward()
     return torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
-
-
-ADVANTAGES = torch.tensor([[0.5, -1.0, 2.0], [1.5, -0.25, 9.0]])
 
 
 def test_the_loss_at_ratio_one_is_the_policy_gradient(policy, tmp_path):
@@ -123,45 +45,6 @@ def test_the_clipped_side_has_no_gradient(policy, tmp_path):
         # On the other side of 1 the same advantages are not clipped.
         batch = minibatch(trainer, sign * ADVANTAGES.abs(), old_shift=0.5 * sign)
         assert gradients(trainer, trainer._compute_loss(trainer.model, batch)).abs().max() > 1e-3
-
-
-def test_values_do_not_see_the_token_they_are_for(policy, tmp_path):
-    trainer = make_trainer(policy, tmp_path, Judged(len))
-    torch.nn.init.normal_(trainer.critic.module.score.weight)
-    batch = minibatch(trainer, ADVANTAGES, 0.0)
-    inputs = [batch[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
-    before = trainer.critic.values(*inputs)
-    inputs[2] = inputs[2].clone()
-    inputs[2][:, 1] = 77
-    after = trainer.critic.values(*inputs)
-    torch.testing.assert_close(before[:, :2], after[:, :2], atol=0, rtol=0)
-    assert (before[:, 2] - after[:, 2]).abs().min() > 1e-4
-
-
-def test_padding_changes_no_value(policy, tmp_path):
-    trainer = make_trainer(policy, tmp_path, Judged(len))
-    torch.nn.init.normal_(trainer.critic.module.score.weight)
-    batch = minibatch(trainer, ADVANTAGES, 0.0)
-    inputs = [batch[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
-    values = trainer.critic.values(*inputs)
-    alone = trainer.critic.values(*(tensor[:1, 1:] if index < 2 else tensor[:1] for index, tensor in enumerate(inputs)))
-    torch.testing.assert_close(values[:1], alone, atol=1e-5, rtol=0)
-
-
-def test_a_new_critic_starts_at_its_initial_value_and_a_trained_one_keeps_its_head(policy, tmp_path):
-    critic = load_critic(policy, initial_value=0.25)
-    ids = torch.tensor([[20, 21, 22]])
-    torch.testing.assert_close(critic(input_ids=ids).logits, torch.full((1, 3, 1), 0.25))
-    torch.nn.init.normal_(critic.score.weight)
-    critic.save_pretrained(tmp_path)
-    again = load_critic(str(tmp_path), initial_value=0.25)
-    torch.testing.assert_close(again(input_ids=ids).logits, critic(input_ids=ids).logits)
-
-
-def test_the_critic_starts_from_the_policys_weights(policy):
-    weights = AutoModelForCausalLM.from_pretrained(policy).model.state_dict()
-    for name, weight in load_critic(policy, initial_value=0.5).model.state_dict().items():
-        torch.testing.assert_close(weight, weights[name], atol=0, rtol=0, msg=name)
 
 
 def test_a_rollout_carries_what_the_losses_need(policy, tmp_path):
@@ -235,16 +118,6 @@ def test_ppo_learns_what_is_paid_for(policy, tmp_path):
     rollouts = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
     scores = [entry["objective/scores"] for entry in rollouts]
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.3
-
-
-def test_the_critic_learns_what_to_expect_while_the_policy_stands_still(policy, tmp_path):
-    settings = {"learning_rate": 0.0, "critic_learning_rate": 1e-2, "missing_eos_penalty": 0.0, "max_steps": 20}
-    trainer = make_trainer(policy, tmp_path, Judged(lambda response: 0.9), **settings)
-    trainer.train()
-    means = [entry["value/mean"] for entry in trainer.state.log_history if "value/mean" in entry]
-    assert means[0] == pytest.approx(0.5)
-    assert means[-1] == pytest.approx(0.9, abs=0.1)
-    assert trainer.state.log_history[-2]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
 
 
 def test_kl_is_zero_before_the_first_step_and_held_down_by_its_coefficient(policy, tmp_path):
@@ -399,16 +272,6 @@ def test_several_responses_of_a_prompt_share_its_reference(policy, tmp_path):
     assert [len(group.responses) for group in backend.groups] == [4, 4]
 
 
-def test_a_constant_critic_says_its_value_everywhere_and_is_not_saved(policy, tmp_path):
-    trainer = make_trainer(policy, tmp_path, Judged(count_e), constant_critic=True, lam=1.0, max_steps=1)
-    trainer.model.train()
-    batch = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS * 2])
-    assert set(batch["old_values"].flatten().tolist()) == {0.5}
-    trainer.train()
-    trainer.save_model()
-    assert not (tmp_path / "critic").exists()
-
-
 def test_lora_trains_an_adapter_whose_base_is_the_initial_policy(policy, tmp_path):
     """The reference log-probabilities and the initial responses come from the policy with its adapter switched off."""
     args = PPOConfig(
@@ -500,13 +363,6 @@ def test_the_return_of_a_response_is_its_score_less_its_kl_to_the_initial_policy
     assert trainer._metrics["train"]["objective/rlhf_reward"] == pytest.approx([expected.mean().item()], abs=1e-4)
 
 
-def test_the_critic_follows_the_policys_schedule(policy, tmp_path):
-    settings = {"lr_scheduler_type": "linear", "critic_learning_rate": 1e-2, "max_steps": 4}
-    trainer = make_trainer(policy, tmp_path, Judged(len), **settings)
-    trainer.train()
-    assert trainer.critic.optimizer.param_groups[0]["lr"] == pytest.approx(0.25e-2), "1, 3/4, 2/4, 1/4 of the peak"
-
-
 def test_batch_8_once_takes_the_step_of_batch_2_four_times(policy, tmp_path):
     """On fixed rollouts, for policy and critic. AdamW with a large epsilon follows the gradient's size."""
     weights = []
@@ -526,62 +382,3 @@ def test_batch_8_once_takes_the_step_of_batch_2_four_times(policy, tmp_path):
     assert max((new - old).abs().max() for new, old in zip(weights[0], start, strict=False)) > 1e-3
     for once, four_times in zip(*weights, strict=True):
         torch.testing.assert_close(four_times, once, atol=1e-5, rtol=0)
-
-
-# --- models of another kind -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory):
-    """Absolute positions, and dropout 0.1 nearly everywhere."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    tokenizer = byte_tokenizer()
-    tiny_model("gpt2", len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def test_dropout_is_off_in_policy_and_critic(gpt2, tmp_path):
-    trainer = make_trainer(gpt2, tmp_path, Judged(len), max_steps=1)
-    trainer.train()
-    assert trainer.state.log_history[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
-    for model in (trainer.model, trainer.critic.module):
-        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0}
-
-
-def test_padding_changes_no_value_of_a_critic_with_absolute_positions(gpt2):
-    critic = load_critic(gpt2, initial_value=0.5)
-    torch.nn.init.normal_(critic.classifier.weight)
-    critic = Critic(critic, Accelerator(cpu=True), learning_rate=1e-3, max_grad_norm=1.0)
-    padded = (
-        torch.tensor([[0, 0, 40, 41]]),
-        torch.tensor([[0, 0, 1, 1]]),
-        torch.tensor([[42, 43]]),
-        torch.tensor([[1, 1]]),
-    )
-    alone = (padded[0][:, 2:], padded[1][:, 2:], *padded[2:])
-    torch.testing.assert_close(critic.values(*padded), critic.values(*alone), atol=1e-5, rtol=0)
-
-
-def rewrite(policy, folder, change):
-    """A copy of the toy policy whose stored weights were changed."""
-    shutil.copytree(policy, folder)
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(folder)
-
-
-def test_tied_embeddings_stored_as_the_output_reach_the_critic(policy, tmp_path):
-    def store_as_output(weights):
-        weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
-
-    critic = load_critic(rewrite(policy, tmp_path / "p", store_as_output), initial_value=0.5)
-    embedding = AutoModelForCausalLM.from_pretrained(policy).get_input_embeddings().weight
-    torch.testing.assert_close(critic.get_input_embeddings().weight, embedding, atol=0, rtol=0)
-
-
-def test_a_checkpoint_that_lacks_weights_is_no_critic(policy, tmp_path):
-    damaged = rewrite(policy, tmp_path / "p", lambda weights: weights.pop("model.norm.weight"))
-    with pytest.raises(SettingsError, match=r"lacks the weights \['model.norm.weight'\]"):
-        load_critic(damaged, initial_value=0.5)

@@ -1,0 +1,32 @@
+"""The benchmarks of docs/benchmarks.md run, with less of everything."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY, requires_shared
+
+pytestmark = pytest.mark.slow
+
+
+def benchmark(name, *words):
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / f"{name}.py"), *map(str, words)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_critic_ablation_draws_and_counts(tmp_path):
+    output = benchmark("critic_ablation", "--seeds", 2, "--steps", 24, "--output_dir", tmp_path)
+    assert "constant 0.5, λ 1: gold of the last 6 rollouts" in output
+    assert len((tmp_path / "critic_ablation.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
+    assert (tmp_path / "critic_ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@requires_shared
+def test_real_text_runs_to_the_end(tmp_path):
+    output = benchmark("real_text", "--ppo_steps", 2, "--output_dir", tmp_path)
+    assert "eval_truncated" in output
+    assert "seconds/judging: mean" in output
