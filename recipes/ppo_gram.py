@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def main() -> None:
     start()
-    in_small_world = not {"model_name_or_path", "dataset", "config"} & explicit_flags()
+    in_small_world = not {"model_name_or_path", "dataset"} & explicit_flags()
     defaults = small_world_defaults() if in_small_world else {}
     data, reward_args, args, model_args = parse_args(
         (DataArguments, RewardArguments, PPOConfig, ModelConfig), defaults=defaults
@@ -38,12 +38,15 @@ def main() -> None:
     if model_args.model_name_or_path is None:
         raise SettingsError("--model_name_or_path is missing; with neither it nor --dataset the small world is used")
     check_reward(reward_args)
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        padding_side="left",
-        trust_remote_code=args.trust_remote_code,
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_args.model_name_or_path,
+            revision=model_args.model_revision,
+            padding_side="left",
+            trust_remote_code=args.trust_remote_code,
+        )
+    except OSError as error:
+        raise SettingsError(f"--model_name_or_path cannot be loaded: {error}") from error
     prompts = fit(data.read_train(read_prompts, args.seed), ", ".join(data.dataset), args, model_args, tokenizer)
     held_out = data.read_eval(read_prompts, args.seed)
     eval_dataset = None

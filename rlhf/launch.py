@@ -175,7 +175,8 @@ def run_main(main: Callable[[], None]) -> None:
         rank = _rank()
         if rank > 0:
             time.sleep(3)  # most errors are every rank's: the launcher ends this one while rank 0 speaks for all
-        print(f"error: {f'(on rank {rank}) ' if rank else ''}{error}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.stderr.write(f"error: {f'(on rank {rank}) ' if rank else ''}{error}\n")
+        sys.stderr.flush()
         if not _in_process_group():
             sys.exit(2)
         sys.stdout.flush()
@@ -258,4 +259,4 @@ def _announce_compilation() -> None:
         if time.time() - lock.stat().st_mtime > 600:  # torch waits for its removal for ever; compiling takes a minute
             lock.unlink(missing_ok=True)
     if _rank() == 0 and not any(root.glob("**/deepspeed_shm_comm/*.so")):
-        print("DeepSpeed compiles its shared-memory extension (once, a minute or so) …", file=sys.stderr)  # noqa: T201
+        sys.stderr.write("DeepSpeed compiles its shared-memory extension (once, a minute or so) …\n")

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
+from reward.errors import SettingsError
 from reward.judges.label_logits import label_logits, left_pad
 from reward.placement import whole
 from reward.types import NO_VERDICT, Judgment, Pair
@@ -111,8 +112,15 @@ def load_encoder(
     config: JudgeConfig | None = None,
     trust_remote_code: bool = False,
 ) -> JudgeEncoder:
-    """Tokenizer, `gram.json` and context length of a judge, checked against each other; no weights are read."""
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    """Tokenizer, `gram.json` and context length of a judge, checked against each other; no weights are read.
+
+    Raises:
+        SettingsError: there is no such folder or hub repository. PromptError and its kinds: see `JudgeEncoder`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise SettingsError(f"no model can be loaded from {path}: {error}") from error
     config = config or JudgeConfig.load(path, revision)
     if max_length is not None:
         config = replace(config, max_length=max_length)

@@ -99,6 +99,7 @@ def test_accelerate_launches_it_too(toys, tmp_path):
         ({"reward": "gramm"}, "--reward gramm is unknown: choose one of gram"),
         ({"reward_reference": "dataset"}, "--reward_reference dataset needs a column 'reference'"),
         ({"max_completion_length": 127}, "room for 1"),
+        ({"reward_model": "no/such-judge"}, "no model can be loaded from no/such-judge"),
     ],
 )
 def test_bad_input_ends_with_one_readable_line(toys, tmp_path, change, message):
