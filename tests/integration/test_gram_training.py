@@ -298,10 +298,18 @@ def test_held_out_rows_keep_their_order_when_training_groups_by_length(toy, enco
         assert found[0][f"eval_{name}"] == pytest.approx(found[1][f"eval_{name}"], abs=1e-6)
 
 
-def test_grouping_by_length_trains(toy, encoder, tmp_path):
-    pairs = encode_preferences(preferences(32), encoder)
-    settings = {"train_sampling_strategy": "group_by_length", "pair_orders": "both", "max_steps": 2}
-    finetune(AutoModelForCausalLM.from_pretrained(toy), encoder, tmp_path, pairs, **settings).train()
+def test_grouping_by_length_batches_pairs_of_similar_length(toy, encoder, tmp_path):
+    """Measured by padding, over one epoch of the batches that training reads."""
+    pairs = encode_preferences(preferences(64), encoder)
+
+    def padding(strategy):
+        settings = {"train_sampling_strategy": strategy, "pair_orders": "both", "max_steps": 2}
+        trainer = finetune(AutoModelForCausalLM.from_pretrained(toy), encoder, tmp_path, pairs, **settings)
+        assert trainer.train().global_step == 2
+        masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+        return sum((mask == 0).sum().item() for mask in masks)
+
+    assert padding("group_by_length") < 0.8 * padding("random")
 
 
 @pytest.mark.parametrize("stage", [1, 2])
