@@ -55,7 +55,7 @@ def ensure_built() -> Path:
             return world
         unfinished = world.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        print(f"building the small world in {world} (once, about three minutes on two cores)", flush=True)
+        print(f"building the small world in {world} (once, three to four minutes on two cores)", flush=True)
         environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
         command = [sys.executable, str(ROOT / "recipes" / "build_small_world.py"), str(unfinished)]
         status = subprocess.run(command, env=environment).returncode
