@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
@@ -156,11 +156,3 @@ def _fingerprint(model: PreTrainedModel, encoder: JudgeEncoder) -> str:
     config["vocabulary"] = hashlib.sha256(encoder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def from_tokenizer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: JudgeConfig, **kwargs
-) -> GramJudge:
-    """A judge from objects in memory."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return GramJudge(model, JudgeEncoder(tokenizer, config, context), **kwargs)
