@@ -9,8 +9,8 @@ Legend: G responses of one prompt.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 from reward.errors import DataError
 
@@ -84,6 +84,7 @@ class Judgment:
     `prob_a` is P(A is better) in [0, 1]; NaN means no verdict, and then `reason` says why.
     `label_mass` is P(A) + P(B) over the whole vocabulary, NaN where it is not known.
     `truncated` tells that the judge did not read the texts in full.
+    `cached` tells that it cost no work: it was stored, or asked before in the same batch (no part of equality).
     `readings` holds the judgments this one was averaged from, each turned to this pair's orientation.
 
     >>> Judgment(0.75).swap().prob_a
@@ -95,6 +96,7 @@ class Judgment:
     rationale: str = ""
     reason: str = ""
     truncated: bool = False
+    cached: bool = field(default=False, compare=False)
     readings: tuple["Judgment", ...] = ()
 
     def __post_init__(self):
@@ -123,16 +125,26 @@ class Group:
     reference: str | None = None
 
 
+class Metric(NamedTuple):
+    """A mean that can be merged over groups and ranks: add totals and counts, report total / count."""
+
+    name: str
+    total: float
+    count: int
+
+
 @dataclass(frozen=True, slots=True)
 class GroupScore:
     """A backend's answer to one group: `scores[j]` belongs to `responses[j]`, higher is better, NaN is not scored.
 
-    `metrics` are per-group means, to be averaged over groups; `reasons` name why responses were not scored.
+    `judgments` is how many comparisons were asked for it (0 for a backend that compares nothing), `reasons` name why
+    judgments or scores are missing.
     """
 
     scores: tuple[float, ...]  # (G,)
-    metrics: tuple[tuple[str, float], ...] = ()
+    metrics: tuple[Metric, ...] = ()
     reasons: tuple[str, ...] = ()
+    judgments: int = 0
 
 
 class Judge(Protocol):

@@ -11,6 +11,7 @@ The heavy libraries are imported where they are needed: a bad file is refused at
 """
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import io
@@ -19,6 +20,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,17 +178,30 @@ def run_main(main: Callable[[], None]) -> None:
         if rank > 0:
             time.sleep(3)  # most errors are every rank's: the launcher ends this one while rank 0 speaks for all
         sys.stderr.write(f"error: {f'(on rank {rank}) ' if rank else ''}{error}\n")
-        sys.stderr.flush()
         if not _in_process_group():
             sys.exit(2)
-        sys.stdout.flush()
-        os._exit(2)  # no clean-up may wait for ranks that wait for us
+        _leave(2)
     except RuntimeError:
         if _in_process_group():
             time.sleep(3)  # perhaps another rank broke the connection: then the launcher ends this one in silence
         raise
     if _in_process_group():
         sys.modules["torch"].distributed.destroy_process_group()
+        threading._shutdown()  # waits for threads at work, then the exit functions: multiprocessing's children end so
+        atexit._run_exitfuncs()
+        _leave(0)
+
+
+def _leave(status: int) -> None:
+    """Ends this process without the interpreter's clean-up.
+
+    Clean-up may wait for ranks that wait for us. And gloo's threads outlive their group while anyone holds a reference
+    to it, as DeepSpeed does: one that asks for the interpreter's lock in these moments aborts the process (measured:
+    1 run in 30 of two ranks ended with `terminate called without an active exception`).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _rank() -> int:

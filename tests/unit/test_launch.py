@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlhf.launch import (
     run_main,
     write_run_record,
 )
+from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((Path(launch.__file__).parents[1] / "ds_configs").glob("*.json"))
 
@@ -292,6 +294,33 @@ def test_other_errors_keep_their_traceback():
     with pytest.raises(KeyError, match="a bug"):
         run_main(main)
     assert not issubclass(KeyError, GramError)
+
+
+def test_a_rank_leaves_without_the_interpreters_clean_up(tmp_path):
+    """Gloo's threads outlive their group; one that wants the interpreter's lock during clean-up aborts the process."""
+    script = f"""
+import atexit, os, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from torch import distributed
+from rlhf.launch import run_main
+
+class Sign:
+    def __del__(self):
+        os.write(1, b"cleaned up")  # at the end of the interpreter's life
+
+sign = Sign()
+sign.me = sign
+atexit.register(lambda: print("exit functions have run"))
+
+def main():
+    distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+    print("done", end=", ")
+
+run_main(main)
+print("never reached")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "done, exit functions have run\n"), ended.stderr
 
 
 def test_the_record_says_what_ran_without_secrets(tmp_path, monkeypatch):
