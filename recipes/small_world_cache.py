@@ -26,7 +26,7 @@ _MADE_BY = (
     "recipes/finetune_gram.py",
     "recipes/configs/*_small_world.yaml",
 )
-_NOT_OF_THE_WORLD = "ppo_small_world.yaml"  # says what is done in it, not how it is made
+_NOT_OF_THE_WORLD = ("ppo_small_world.yaml", "grpo_small_world.yaml")  # what is done in it, not how it is made
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR")
 _LAUNCHER_VARIABLES += ("MASTER_PORT", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU")
 
@@ -36,7 +36,7 @@ def folder() -> Path:
     digest = hashlib.sha256()
     for pattern in _MADE_BY:
         for path in sorted(ROOT.glob(pattern)):
-            if path.name != _NOT_OF_THE_WORLD:
+            if path.name not in _NOT_OF_THE_WORLD:
                 digest.update(path.name.encode() + path.read_bytes())
     home = Path(os.environ.get("GRAM_SMALL_WORLD", Path.home() / ".cache" / "gram-rlhf"))
     return home / f"small_world-{digest.hexdigest()[:12]}"

@@ -1,36 +1,149 @@
 """Reward backends: anything that answers `score(groups)` with scalars."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from reward import aggregation as aggregations
 from reward.errors import SettingsError
 from reward.metrics import judgment_metrics
-from reward.types import Group, GroupScore, Judge, Pair
+from reward.pairing import AgainstReference, Pairing, Result, canonical_order
+from reward.types import Group, GroupScore, Judge, Judgment, Metric, Pair, RewardBackend
 
 
 class PairwiseReward:
-    """Scores a response by the probability that it beats the group's reference; needs one judgment a response.
+    """Scores responses by comparisons: a pairing says who meets whom, an aggregation what the results are worth.
 
-    The score lies in (0, 1), 0.5 is equal to the reference. This is GRAM's scalar reward for PPO (gram.md section 3,
-    the idea of ReMax, arXiv 2310.10505). Wrap the judge in `BothOrders` unless its position bias is wanted.
+    By default each response meets the group's reference once, and its score is the probability that it wins: in
+    (0, 1), 0.5 is equal to the reference. This is GRAM's scalar reward for PPO (gram.md section 3, the idea of ReMax,
+    arXiv 2310.10505). Wrap the judge in `BothOrders` unless its position bias is wanted.
+
+    The groups of a call advance together: one `judge.compare` a round, whatever their number and size.
+
+    Args:
+        pairing: see `reward.pairing`; `seed` decides the order of those that depend on one.
+        aggregation: mean, bradley_terry or copeland.
+        scale: probability, margin or logit.
     """
 
-    def __init__(self, judge: Judge, name: str = "gram"):
+    def __init__(
+        self,
+        judge: Judge,
+        pairing: Pairing | None = None,
+        aggregation: str = "mean",
+        scale: str = "probability",
+        *,
+        seed: int = 0,
+        name: str = "gram",
+    ):
         self.judge = judge
+        self.pairing = pairing or AgainstReference()
+        aggregations.check(self.pairing, aggregation)
+        self.aggregation = aggregation
+        self.scale = scale
+        self.seed = seed
         self.name = name
 
     def score(self, groups: Sequence[Group]) -> list[GroupScore]:
-        """Raises SettingsError: a group without a reference."""
-        for position, group in enumerate(groups):
-            if group.reference is None:
-                raise SettingsError(
-                    f"group {position} has no reference response, and {self.name!r} scores against one: "
-                    "choose --reward_reference greedy, initial or dataset"
-                )
-        pairs = [Pair(group.prompt, response, group.reference) for group in groups for response in group.responses]
-        judgments = iter(self.judge.compare(pairs))
-        scores = []
-        for group in groups:
-            own = [next(judgments) for _ in group.responses]
-            reasons = tuple(judgment.reason for judgment in own if not judgment.has_verdict)
-            scores.append(GroupScore(tuple(judgment.prob_a for judgment in own), judgment_metrics(own), reasons))
-        return scores
+        """Raises SettingsError: a group without a reference where the pairing needs one."""
+        if self.pairing.uses_reference:
+            _require_references(groups, self.name)
+        tournaments = [_Tournament.of(group, self.pairing, self.seed) for group in groups]
+        while rounds := [(tournament, games) for tournament in tournaments if (games := tournament.next_round())]:
+            pairs = [tournament.pair(*game) for tournament, games in rounds for game in games]
+            judgments = iter(self.judge.compare(pairs))
+            for tournament, games in rounds:
+                tournament.record(games, [next(judgments) for _ in games])
+        return [self._group_score(tournament) for tournament in tournaments]
+
+    def _group_score(self, tournament: "_Tournament") -> GroupScore:
+        players = tournament.players
+        results = [result for result, _ in tournament.played]
+        estimate = aggregations.AGGREGATIONS[self.aggregation](len(players), results)
+        values = [float(value) for value in aggregations.scale(estimate.probability, self.scale)]
+        judgments = [judgment for _, judgment in tournament.played]
+        reasons = tuple(judgment.reason for judgment in judgments if not judgment.has_verdict)
+        return GroupScore(
+            tuple(values[position] for position in tournament.positions),
+            judgment_metrics(judgments),
+            reasons,
+            len(judgments),
+        )
+
+
+@dataclass
+class _Tournament:
+    """The games of one group. `players` are the texts that meet, `positions[j]` is where response j is among them."""
+
+    group: Group
+    pairing: Pairing
+    size: int  # responses that meet; a reference comes after them
+    players: list[str]
+    positions: list[int]
+    played: list[tuple[Result, Judgment]]
+
+    @classmethod
+    def of(cls, group: Group, pairing: Pairing, seed: int) -> "_Tournament":
+        players = list(group.responses)
+        positions = list(range(len(players)))
+        if pairing.order_dependent:  # distinct responses in an order of their own: permutations change nothing
+            players = canonical_order(group.prompt, players, seed)
+            place = {player: position for position, player in enumerate(players)}
+            positions = [place[response] for response in group.responses]
+        size = len(players)
+        if pairing.uses_reference:
+            players.append(group.reference)
+        return cls(group, pairing, size, players, positions, [])
+
+    def next_round(self) -> list[tuple[int, int]]:
+        return self.pairing.next_round(self.size, [result for result, _ in self.played])
+
+    def pair(self, first: int, second: int) -> Pair:
+        return Pair(self.group.prompt, self.players[first], self.players[second])
+
+    def record(self, games: Sequence[tuple[int, int]], judgments: Sequence[Judgment]) -> None:
+        for (first, second), judgment in zip(games, judgments, strict=True):
+            self.played.append((Result(first, second, judgment.prob_a), judgment))
+
+
+def _require_references(groups: Sequence[Group], name: str) -> None:
+    for position, group in enumerate(groups):
+        if group.reference is None:
+            raise SettingsError(
+                f"group {position} has no reference response, and {name!r} scores against one: "
+                "choose --reward_reference greedy, initial or dataset"
+            )
+
+
+class WeightedSum:
+    """The weighted sum of several backends' scores: one backend to the trainer.
+
+    A response that one member does not score is not scored: a partial sum would be another reward. Trainers add up
+    several reward functions themselves, but count a missing one as 0 (TRL's `nansum`), so sums are made here.
+    """
+
+    def __init__(self, members: Sequence[tuple[float, RewardBackend]], name: str = "sum"):
+        """Raises SettingsError: no members, two of one name, a weight that is not finite."""
+        names = [backend.name for _, backend in members]
+        if not names or len(set(names)) != len(names):
+            raise SettingsError(f"a weighted sum needs members of different names, not {names}")
+        for weight, backend in members:
+            if not math.isfinite(weight):
+                raise SettingsError(f"the weight of {backend.name!r} is {weight}, not a number")
+        self.members = tuple(members)
+        self.name = name
+
+    def score(self, groups: Sequence[Group]) -> list[GroupScore]:
+        of_members = [backend.score(groups) for _, backend in self.members]
+        return [self._sum(of_group) for of_group in zip(*of_members, strict=True)]
+
+    def _sum(self, parts: tuple[GroupScore, ...]) -> GroupScore:
+        scores, metrics, reasons = [], [], []
+        for values in zip(*(part.scores for part in parts), strict=True):
+            scores.append(sum(weight * value for (weight, _), value in zip(self.members, values, strict=True)))
+        for (_, backend), part in zip(self.members, parts, strict=True):
+            scored = [value for value in part.scores if value == value]
+            own = [*part.metrics, *([Metric("score", sum(scored), len(scored))] if scored else [])]
+            metrics += [Metric(f"{backend.name}/{metric.name}", metric.total, metric.count) for metric in own]
+            reasons += [f"{backend.name}: {reason}" for reason in part.reasons]
+        return GroupScore(tuple(scores), tuple(metrics), tuple(reasons), sum(part.judgments for part in parts))

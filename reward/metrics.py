@@ -1,29 +1,61 @@
-"""What a set of judgments says about its judge, as per-group metrics."""
+"""What a set of judgments says about its judge, as sums that merge over groups and ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from reward.types import Judgment
+from reward.types import Judgment, Metric
+
+_MARGIN_BINS = 5
 
 
-def judgment_metrics(judgments: Sequence[Judgment]) -> tuple[tuple[str, float], ...]:
+def judgment_metrics(judgments: Sequence[Judgment]) -> tuple[Metric, ...]:
     """Rates over `judgments`, each in [0, 1]; a metric that no judgment can speak for is left out.
 
-    no_verdict: without an answer. truncated: not read in full. label_mass: P(A) + P(B) over the vocabulary.
-    tie: prob_a is exactly 0.5. order_consistency: both reading orders prefer the same response.
+    no_verdict: without an answer. truncated: not read in full. cache_hits: readings that cost no work.
+    label_mass: P(A) + P(B) over the vocabulary. tie: prob_a is exactly 0.5.
+    order_consistency: both reading orders prefer the same response.
     first_position: the response read first wins, over single readings (0.5 for a judge without position bias).
+    margin_0.0_0.2 … margin_0.8_1.0: verdicts with |2 prob_a - 1| in that fifth, the lower end included and in the
+    last the upper end too.
     """
-    if not judgments:
-        return ()
     decided = [judgment for judgment in judgments if judgment.has_verdict]
+    read_twice = [judgment for judgment in decided if judgment.readings]
+    bins = [_margin_bin(judgment.prob_a) for judgment in decided]
     metrics = {
         "no_verdict": [not judgment.has_verdict for judgment in judgments],
         "truncated": [judgment.truncated for judgment in judgments],
+        "cache_hits": [_saved(judgment) for judgment in judgments],
         "label_mass": [judgment.label_mass for judgment in decided if judgment.label_mass == judgment.label_mass],
         "tie": [judgment.prob_a == 0.5 for judgment in decided],
-        "order_consistency": [_consistent(judgment) for judgment in decided if judgment.readings],
-        "first_position": [_first_wins(judgment) for judgment in decided if judgment.readings],
+        "order_consistency": [_consistent(judgment) for judgment in read_twice],
+        "first_position": [_first_wins(judgment) for judgment in read_twice],
     }
-    return tuple((name, sum(values) / len(values)) for name, values in metrics.items() if values)
+    for i in range(_MARGIN_BINS):
+        metrics[f"margin_{i / _MARGIN_BINS}_{(i + 1) / _MARGIN_BINS}"] = [found == i for found in bins]
+    return tuple(Metric(name, float(sum(values)), len(values)) for name, values in metrics.items() if values)
+
+
+def merge(metrics: Iterable[Metric]) -> dict[str, Metric]:
+    """One metric a name, totals and counts added; names that nothing speaks for are left out."""
+    merged: dict[str, Metric] = {}
+    for name, total, count in metrics:
+        before = merged.get(name, Metric(name, 0.0, 0))
+        merged[name] = Metric(name, before.total + total, before.count + count)
+    return {name: metric for name, metric in merged.items() if metric.count}
+
+
+def means(metrics: Iterable[Metric]) -> dict[str, float]:
+    """The mean of every name, over all that `metrics` count."""
+    return {name: metric.total / metric.count for name, metric in merge(metrics).items()}
+
+
+def _saved(judgment: Judgment) -> float:
+    readings = judgment.readings or (judgment,)
+    return sum(reading.cached for reading in readings) / len(readings)
+
+
+def _margin_bin(probability: float) -> int:
+    """Rounded, because votes lie on the edges: 0.3 and 0.7 are 0.4 from a tie, and floats differ in the last place."""
+    return min(int(round(abs(2 * probability - 1), 9) * _MARGIN_BINS), _MARGIN_BINS - 1)
 
 
 def _consistent(judgment: Judgment) -> bool:

@@ -1,23 +1,224 @@
-"""Where a frozen judge lives: for now a whole copy on every rank."""
+"""Where a frozen judge lives: a whole copy on every rank, or one copy sharded over the ranks by ZeRO-3.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+A ZeRO-3 module is a collective: a forward on one rank waits for the same forward on every other. `ShardedJudge`
+therefore lets the ranks agree on the work first, and `TogetherReward` keeps a rank that has no more questions at hand
+until the last one has none. Nothing above them needs to know: a cache, a pairing in rounds or a rank without a single
+group may ask as often and as much as it likes.
+"""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import distributed, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.integrations import deepspeed as hf_deepspeed
+
+from reward.errors import GramError, SettingsError
+from reward.types import Group, GroupScore, Judgment, Pair, RewardBackend
+
+PLACEMENTS = ("replicated", "zero3")
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def whole() -> Iterator[None]:
+def _deepspeed_config(config: hf_deepspeed.HfDeepSpeedConfig | None) -> Iterator[None]:
+    """While active, `from_pretrained` follows `config`, whatever configuration of the trainer is alive."""
+    alive = hf_deepspeed._hf_deepspeed_config_weak_ref  # transformers offers no public way to ask for it
+    before = None if alive is None else alive()
+    if config is None:
+        hf_deepspeed.unset_hf_deepspeed_config()
+    else:
+        hf_deepspeed.set_hf_deepspeed_config(config)
+    try:
+        yield
+    finally:
+        if before is None:
+            hf_deepspeed.unset_hf_deepspeed_config()
+        else:
+            hf_deepspeed.set_hf_deepspeed_config(before)
+
+
+def whole() -> AbstractContextManager[None]:
     """Models loaded inside are whole, even while a ZeRO-3 configuration is alive.
 
     transformers shards every `from_pretrained` while such a configuration exists; a bare forward of a sharded model
     fails with `'weight' must be 2-D`.
     """
-    alive = hf_deepspeed._hf_deepspeed_config_weak_ref  # transformers offers no public way to ask for it
-    config = None if alive is None else alive()
-    hf_deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if config is not None:
-            hf_deepspeed.set_hf_deepspeed_config(config)
+    return _deepspeed_config(None)
+
+
+def require_ranks() -> None:
+    """Raises SettingsError: no process group, so nothing to shard over."""
+    if not distributed.is_initialized():
+        raise SettingsError(
+            "--reward_placement zero3 shards the judge over the ranks of a launcher, and this process has none: "
+            "start it with `deepspeed`, or choose --reward_placement replicated"
+        )
+
+
+def load_sharded(load: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    """The model that `load()` returns, its parameters partitioned over all ranks: a DeepSpeed engine for inference.
+
+    Raises:
+        SettingsError: no process group, so nothing to shard over.
+    """
+    require_ranks()
+    import deepspeed
+
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+    }
+    config = hf_deepspeed.HfDeepSpeedConfig(settings)
+    with _deepspeed_config(config):
+        model = load()
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    return engine
+
+
+def parameter_count(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:
+    """Parameters of the causal language model that `config` describes; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def gathered(parameter: torch.Tensor) -> AbstractContextManager[None]:
+    """Inside, a partitioned parameter is whole on every rank (a collective)."""
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+class Work(Protocol):
+    """Pairs made ready: `batches` says how many forwards they take, `judgments` fills up as these run."""
+
+    batches: Sequence[Any]
+    judgments: Sequence[Judgment]
+
+
+class BatchJudge(Protocol):
+    """A judge whose forwards can be counted before they run, which sharding needs."""
+
+    fingerprint: str
+
+    def prepare(self, pairs: Sequence[Pair]) -> Work:
+        """Everything up to the first forward."""
+        ...
+
+    def forward(self, work: Work, batch: int | None) -> None:
+        """One forward: batch number `batch` of `work`, or an empty one that keeps the other ranks company."""
+        ...
+
+
+class PeerError(GramError, RuntimeError):
+    """Another rank failed; the message is that rank's."""
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What a rank says before each collective: its questions or that it has none, how many batches, why it failed."""
+
+    questions: tuple[Pair, ...] = ()
+    batches: int = 0
+    judgments: tuple[Judgment, ...] = ()
+    error: str = ""
+
+
+class ShardedJudge:
+    """One judge for all ranks: the questions of all are gathered, deduplicated and dealt out evenly by length.
+
+    Every rank runs the same number of forwards (a rank with fewer batches runs empty ones), and a rank without
+    questions takes part. Ask it inside `together`, which keeps a rank that is done until all are.
+
+    An error outside a forward is told to all ranks, which raise it together. Inside a forward the others already wait
+    in a collective: there the process has to end, and the launcher ends the others.
+    """
+
+    def __init__(self, judge: BatchJudge):
+        self.judge = judge
+        self.fingerprint = judge.fingerprint
+        self._rank = distributed.get_rank()
+        self._ranks = distributed.get_world_size()
+        self._group = distributed.new_group(backend="gloo")  # statuses are Python objects: they stay off the GPU
+        self._in_forward = False
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
+        """`out[i]` answers `pairs[i]`. Raises PeerError: another rank has failed."""
+        if not pairs:
+            return []
+        answers = self._answer(self._exchange(_Status(questions=tuple(pairs))))
+        return [answers[pair] for pair in pairs]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Every rank enters, asks as often as it likes, and leaves when no rank has a question left.
+
+        Raises:
+            PeerError: another rank has failed outside a forward.
+        """
+        try:
+            yield
+            while _questions(statuses := self._exchange(_Status())):
+                self._answer(statuses)
+        except PeerError:
+            raise
+        except BaseException as error:
+            if not self._in_forward:
+                self._gather(_Status(error=f"{type(error).__name__}: {error}"))
+            raise
+
+    def _answer(self, statuses: Sequence[_Status]) -> dict[Pair, Judgment]:
+        longest_first = sorted(_questions(statuses), key=_length, reverse=True)
+        work = self.judge.prepare(longest_first[self._rank :: self._ranks])
+        forwards = max(status.batches for status in self._exchange(_Status(batches=len(work.batches))))
+        self._in_forward = True
+        for number in range(forwards):
+            self.judge.forward(work, number if number < len(work.batches) else None)
+        self._in_forward = False
+        answers: dict[Pair, Judgment] = {}
+        for rank, status in enumerate(self._exchange(_Status(judgments=tuple(work.judgments)))):
+            answers |= zip(longest_first[rank :: self._ranks], status.judgments, strict=True)
+        return answers
+
+    def _exchange(self, status: _Status) -> list[_Status]:
+        statuses = self._gather(status)
+        if failed := [f"rank {rank}: {other.error}" for rank, other in enumerate(statuses) if other.error]:
+            raise PeerError("; ".join(failed))
+        return statuses
+
+    def _gather(self, status: _Status) -> list[_Status]:
+        everyone: list = [None] * self._ranks
+        distributed.all_gather_object(everyone, status, group=self._group)
+        return everyone
+
+
+def _questions(statuses: Sequence[_Status]) -> list[Pair]:
+    return list(dict.fromkeys(pair for status in statuses for pair in status.questions))
+
+
+def _length(pair: Pair) -> int:
+    return len(pair.response_a) + len(pair.response_b) + sum(len(message.content) for message in pair.prompt)
+
+
+class TogetherReward:
+    """A backend over a `ShardedJudge`: every rank calls `score`, with any groups or none, and all leave together."""
+
+    def __init__(self, backend: RewardBackend, judge: ShardedJudge):
+        self.backend = backend
+        self.judge = judge
+        self.name = backend.name
+
+    def score(self, groups: Sequence[Group]) -> list[GroupScore]:
+        with self.judge.together():
+            return self.backend.score(groups)

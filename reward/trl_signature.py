@@ -6,7 +6,7 @@ TRL's rows of one group stand next to each other. Its `completion` is our `respo
 from collections.abc import Mapping, Sequence
 
 from reward.errors import SettingsError
-from reward.types import Group, Prompt, as_prompt
+from reward.types import Group, GroupScore, Prompt, as_prompt
 
 Row = str | Sequence[Mapping[str, str]]
 
@@ -40,8 +40,18 @@ def groups_from_rows(
     return groups
 
 
+def rows_from_scores(results: Sequence[GroupScore]) -> list[float | None]:
+    """One score a row, None where there is none: TRL then leaves the row out of its group and gives it advantage 0."""
+    return [None if score != score else score for result in results for score in result.scores]
+
+
 def require_whole_groups(
-    *, per_device_batch_size: int, steps_per_generation: int, num_generations: int, world_size: int
+    *,
+    per_device_batch_size: int,
+    num_generations: int,
+    world_size: int,
+    steps_per_generation: int = 1,
+    evaluation: bool = False,
 ) -> None:
     """Refuses batch sizes that would hand the responses of one prompt to two ranks.
 
@@ -52,10 +62,18 @@ def require_whole_groups(
         SettingsError: with the numbers and the way out.
     """
     rows = per_device_batch_size * steps_per_generation
-    if rows % num_generations:
-        raise SettingsError(
-            f"a rank holds per_device_train_batch_size ({per_device_batch_size}) x steps_per_generation "
-            f"({steps_per_generation}) = {rows} responses of each rollout, which num_generations ({num_generations}) "
-            f"does not divide: groups would be split over the {world_size} ranks. Choose "
-            f"--per_device_train_batch_size {num_generations} or another multiple, or more --steps_per_generation"
+    if rows % num_generations == 0:
+        return
+    if evaluation:
+        batch, responses = "--per_device_eval_batch_size", "--num_generations_eval"
+        product, remedy = f"{batch} = {rows} responses", ""
+    else:
+        batch, responses = "--per_device_train_batch_size", "--num_generations"
+        product = (
+            f"{batch} ({per_device_batch_size}) x --steps_per_generation ({steps_per_generation}) = {rows} responses"
         )
+        remedy = ", or more --steps_per_generation"
+    raise SettingsError(
+        f"a rank holds {product} of each rollout, which {responses} ({num_generations}) does not divide: groups would "
+        f"be split over the {world_size} ranks. Choose {batch} {num_generations} or another multiple{remedy}"
+    )

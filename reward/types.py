@@ -147,6 +147,15 @@ class GroupScore:
     judgments: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One model of a run and where it is: a line of the memory plan. Bytes are those of one rank."""
+
+    model: str
+    where: str
+    bytes_per_rank: int
+
+
 class Judge(Protocol):
     """Compares two responses."""
 

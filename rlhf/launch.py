@@ -161,6 +161,7 @@ def start(argv: Sequence[str] | None = None) -> None:
         _announce_compilation()
         with contextlib.redirect_stdout(io.StringIO()):  # every rank would print that an extension was built
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+        _unlink_shared_memory()
     else:
         torch.distributed.init_process_group("gloo")
 
@@ -263,6 +264,18 @@ def _share_cores() -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
     environment["OMP_NUM_THREADS"] = str(threads)  # accelerate warns, and sets its own number, where it is missing
     torch.set_num_threads(threads)
+
+
+def _unlink_shared_memory() -> None:
+    """Removes the names of DeepSpeed's shared memory; ranks that have it mapped keep it.
+
+    DeepSpeed never does: each rank of each run would leave 66 MiB in /dev/shm until the machine restarts.
+    """
+    import torch
+
+    torch.distributed.barrier()  # every rank has opened every other's
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{_rank()}").unlink(missing_ok=True)
 
 
 def _announce_compilation() -> None:

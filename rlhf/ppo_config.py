@@ -4,13 +4,10 @@ import os
 from dataclasses import dataclass, field, fields
 
 import torch
-from datasets import Dataset
 from trl import GRPOConfig
 
 from reward.errors import SettingsError
-from reward.trl_signature import require_whole_groups
-
-REFERENCES = ("greedy", "initial", "dataset")
+from rlhf.judged import JudgedArguments
 
 _REFUSED = {
     "beta": "PPO's KL penalty sits in the token rewards: use --kl_coef",
@@ -26,29 +23,8 @@ _REFUSED = {
 _FILTERS = ("top_p", "top_k", "min_p", "repetition_penalty")
 
 
-def check_data(train_dataset: Dataset, args: "PPOConfig", reference: str) -> None:
-    """Refuses a reference that is not there and a data set smaller than a rollout; no weights are needed for it.
-
-    Raises:
-        SettingsError: with the numbers and the way out.
-    """
-    if reference not in REFERENCES:
-        raise SettingsError(f"--reward_reference {reference} is unknown: choose one of {', '.join(REFERENCES)}")
-    if reference == "dataset" and "reference" not in train_dataset.column_names:
-        raise SettingsError(
-            f"--reward_reference dataset needs a column 'reference'; the data set has {train_dataset.column_names}"
-        )
-    per_rollout = args.generation_batch_size // args.num_generations
-    if len(train_dataset) < per_rollout:
-        raise SettingsError(
-            f"the data set has {len(train_dataset)} prompts, a rollout takes {per_rollout} different ones "
-            f"(generation batch {args.generation_batch_size} over all ranks / num_generations "
-            f"{args.num_generations}): lower --per_device_train_batch_size or --steps_per_generation"
-        )
-
-
 @dataclass
-class PPOConfig(GRPOConfig):
+class PPOConfig(JudgedArguments, GRPOConfig):
     """Proximal policy optimisation (Schulman et al. 2017) with the rollout of TRL's `GRPOTrainer`.
 
     Minibatches and epochs are TRL's names: a rollout holds per_device_train_batch_size x steps_per_generation
@@ -62,9 +38,6 @@ class PPOConfig(GRPOConfig):
     num_generations_eval: int | None = field(default=None, metadata={"help": "The same in evaluation."})
     logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two log entries."})
 
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Longer prompts (tokens) are dropped; default: context less response."}
-    )
     critic_model: str | None = field(
         default=None, metadata={"help": "What the critic starts from; default: the policy's weights."}
     )
@@ -95,13 +68,6 @@ class PPOConfig(GRPOConfig):
     advantage_std_floor: float = field(
         default=0.1, metadata={"help": "Smallest divisor of whitening: keeps judge noise from becoming full size."}
     )
-    max_no_verdict_rate: float = field(
-        default=0.5, metadata={"help": "The run stops when more of a rollout than this has no score."}
-    )
-    win_rate_steps: int = field(
-        default=10, metadata={"help": "Rollouts between two win rates against the initial policy; 0 is never."}
-    )
-    sample_steps: int = field(default=10, metadata={"help": "Optimizer steps between two sample tables; 0 is never."})
 
     def __post_init__(self):
         self._refuse_what_means_nothing_here()
@@ -118,12 +84,7 @@ class PPOConfig(GRPOConfig):
         self.num_generations = responses
         self.num_generations_eval = evaluated or responses
         self.disable_dropout = True
-        require_whole_groups(
-            per_device_batch_size=self.per_device_train_batch_size,
-            steps_per_generation=self.steps_per_generation,
-            num_generations=self.num_generations,
-            world_size=self.world_size,
-        )
+        self.check_judged()
 
     def _rollout_size(self) -> int:
         steps = self.steps_per_generation or self.gradient_accumulation_steps
@@ -148,7 +109,5 @@ class PPOConfig(GRPOConfig):
                     f"--{name} {value} filters what is sampled, while log-probabilities are of the whole distribution: "
                     "the KL penalty and the ratio would be wrong. Use --temperature"
                 )
-        if not 0 <= self.max_no_verdict_rate <= 1:
-            raise SettingsError(f"--max_no_verdict_rate {self.max_no_verdict_rate} is not a share between 0 and 1")
         if self.kl_target is not None and self.kl_target <= 0:
             raise SettingsError(f"--kl_target {self.kl_target} must be above 0 nats per sequence")

@@ -3,17 +3,19 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.label_logits import label_logits, left_pad
-from reward.placement import whole
+from reward.placement import gathered, load_sharded, whole
 from reward.types import NO_VERDICT, Judgment, Pair
 
 DEFAULT_TOKEN_BUDGET = 16_384
@@ -32,8 +34,9 @@ class GramJudge:
     0.97
     """
 
-    def __init__(self, model: PreTrainedModel, encoder: JudgeEncoder, token_budget: int = DEFAULT_TOKEN_BUDGET):
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, encoder: JudgeEncoder, token_budget: int = DEFAULT_TOKEN_BUDGET):
+        model.eval()  # of a DeepSpeed engine it returns nothing
+        self.model = model.requires_grad_(False)
         self.encoder = encoder
         self.token_budget = token_budget
         self.fingerprint = _fingerprint(model, encoder)
@@ -49,8 +52,10 @@ class GramJudge:
         max_length: int | None = None,
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         trust_remote_code: bool = False,
+        sharded: bool = False,
     ) -> "GramJudge":
-        """Loads a judge from a folder or a hub name, whole on this rank even while ZeRO-3 is alive.
+        """Loads a judge from a folder or a hub name: whole on this rank, even while ZeRO-3 is alive, or `sharded`
+        over the ranks (then every forward is a collective: wrap it in `ShardedJudge`).
 
         What judging needs comes from `gram.json` beside the weights, or else from the published checkpoints'
         conventions. `dtype` defaults to bf16 on a GPU and float32 elsewhere. Prompt, labels and context length are
@@ -62,28 +67,48 @@ class GramJudge:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = load_encoder(path, revision=revision, max_length=max_length, trust_remote_code=trust_remote_code)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        with whole():
-            model = AutoModelForCausalLM.from_pretrained(
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+        def load() -> PreTrainedModel:
+            return AutoModelForCausalLM.from_pretrained(
                 path, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
             )
-        return cls(model.to(device), encoder, token_budget)
+
+        if sharded:
+            return cls(load_sharded(load, dtype), encoder, token_budget)
+        with whole():
+            return cls(load().to(device), encoder, token_budget)
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
+        work = self.prepare(pairs)
+        for batch in range(len(work.batches)):
+            self.forward(work, batch)
+        return work.judgments
+
+    def prepare(self, pairs: Sequence[Pair]) -> "GramWork":
+        """Tokens and batches of `pairs`; what needs no forward (a text that does not fit) is judged already."""
+        encoded = self.encoder.encode(pairs)
+        judgments = [
+            Judgment(NO_VERDICT, reason=item.reason or "not judged yet", truncated=item.truncated) for item in encoded
+        ]
+        return GramWork(encoded, list(self._batches(encoded)), judgments)
 
     @torch.no_grad()
-    def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
-        encoded = self.encoder.encode(pairs)
-        judgments: list[Judgment | None] = [
-            Judgment(NO_VERDICT, reason=item.reason, truncated=item.truncated) if item.reason else None
-            for item in encoded
-        ]
-        for batch in self._batches(encoded):
-            inputs = left_pad([encoded[i].ids for i in batch], self._pad_id, self.model.device)
-            read = label_logits(self.model, inputs, self.encoder.label_ids)
-            # In float64: float32 rounds σ near 1, and the two orders of a judge with a strong position bias would tie.
-            probabilities = read.margin.cpu().double().sigmoid().tolist()
-            masses = read.label_mass.tolist()
-            for i, probability, mass in zip(batch, probabilities, masses, strict=True):
-                judgments[i] = _judgment(probability, mass, encoded[i].truncated)
-        return judgments
+    def forward(self, work: "GramWork", batch: int | None) -> None:
+        """Judges batch number `batch` of `work`; None reads a single token and forgets it (see `ShardedJudge`)."""
+        if batch is None:
+            label_logits(
+                self.model, left_pad([[self._pad_id]], self._pad_id, self.model.device), self.encoder.label_ids
+            )
+            return
+        indices = work.batches[batch]
+        inputs = left_pad([work.encoded[i].ids for i in indices], self._pad_id, self.model.device)
+        read = label_logits(self.model, inputs, self.encoder.label_ids)
+        # In float64: float32 rounds σ near 1, and the two orders of a judge with a strong position bias would tie.
+        probabilities = read.margin.cpu().double().sigmoid().tolist()
+        masses = read.label_mass.tolist()
+        for i, probability, mass in zip(indices, probabilities, masses, strict=batch is not None):
+            work.judgments[i] = _judgment(probability, mass, work.encoded[i].truncated)
 
     @property
     def _pad_id(self) -> int:
@@ -96,6 +121,15 @@ class GramJudge:
             size = max(1, self.token_budget // len(encoded[order[0]].ids))
             yield order[:size]
             order = order[size:]
+
+
+@dataclass(frozen=True)
+class GramWork:
+    """Encoded pairs, the batches of their indices, and their judgments as far as these have run."""
+
+    encoded: Sequence[Encoded]
+    batches: list[list[int]]
+    judgments: list[Judgment]
 
 
 def _judgment(probability: float, mass: float, truncated: bool) -> Judgment:
@@ -138,15 +172,17 @@ def adapter_base(path: str, revision: str | None = None) -> str | None:
     return None if found is None else json.loads(Path(found).read_text())["base_model_name_or_path"]
 
 
-def _fingerprint(model: PreTrainedModel, encoder: JudgeEncoder) -> str:
+def _fingerprint(model: nn.Module, encoder: JudgeEncoder) -> str:
     """A digest of all that decides a judgment: every byte of the weights, architecture, tokenizer, prompt, labels,
     template, max_length. Read once, at loading.
     """
     digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        digest.update(weight.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy())
-    architecture = model.config.to_diff_dict()
+    causal = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # below an engine
+    for name, weight in causal.state_dict(keep_vars=True).items():
+        with gathered(weight) if causal is not model else nullcontext():
+            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            digest.update(weight.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy())
+    architecture = causal.config.to_diff_dict()
     for name in _NO_PART_OF_A_JUDGMENT:
         architecture.pop(name, None)
     digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())

@@ -33,5 +33,6 @@ def _average(first: Judgment, second: Judgment) -> Judgment:
         label_mass=(first.label_mass + second.label_mass) / 2,
         reason="" if decided else "; ".join(reasons),
         truncated=first.truncated or second.truncated,
+        cached=first.cached and second.cached,
         readings=(first, second),
     )

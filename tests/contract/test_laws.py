@@ -2,7 +2,9 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,25 +12,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.backends import PairwiseReward
+from reward.cache import Cached, JudgmentStore
 from reward.errors import SettingsError
 from reward.judges.wrappers import BothOrders
-from reward.metrics import judgment_metrics
+from reward.metrics import judgment_metrics, means, merge
 from reward.small_world import GoldReward
-from reward.types import NO_VERDICT, Group, GroupScore, Judge, Judgment, Pair, RewardBackend, as_prompt
+from reward.types import NO_VERDICT, Group, GroupScore, Judge, Judgment, Metric, Pair, RewardBackend, as_prompt
 from tests.support import TableJudge, pairs_of_many_lengths, tiny_judge
 
 ATOL = 1e-5
+_FOLDERS = tempfile.TemporaryDirectory()  # gone with the process
+
+
+def stored_judge() -> BothOrders:
+    return BothOrders(Cached(tiny_judge(), JudgmentStore(tempfile.mkdtemp(dir=_FOLDERS.name))))
+
+
 # Each makes a fresh one. Judges marked fair must turn p into 1 - p when a pair is swapped.
 JUDGES: dict[str, Callable[[], Judge]] = {
     "GramJudge": tiny_judge,
     "GramJudge, absolute positions": lambda: tiny_judge("gpt2"),
     "BothOrders(GramJudge)": lambda: BothOrders(tiny_judge()),
+    "BothOrders(Cached(GramJudge))": lambda: BothOrders(Cached(tiny_judge())),
+    "BothOrders(Cached(GramJudge, store))": stored_judge,
 }
-FAIR = ["BothOrders(GramJudge)"]
+FAIR = ["BothOrders(GramJudge)", "BothOrders(Cached(GramJudge))", "BothOrders(Cached(GramJudge, store))"]
 BACKENDS: dict[str, Callable[[], RewardBackend]] = {
     "GoldReward": GoldReward,
     "PairwiseReward(GramJudge)": lambda: PairwiseReward(tiny_judge()),
     "PairwiseReward(BothOrders(GramJudge))": lambda: PairwiseReward(BothOrders(tiny_judge())),
+    "PairwiseReward(BothOrders(Cached(GramJudge)))": lambda: PairwiseReward(BothOrders(Cached(tiny_judge()))),
+    "PairwiseReward(BothOrders(Cached(GramJudge, store)))": lambda: PairwiseReward(stored_judge()),
 }
 over_judges = pytest.mark.parametrize("judge", JUDGES, indirect=True)
 over_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
@@ -67,6 +81,11 @@ def groups() -> list[Group]:
 
 def values(scores: Sequence[GroupScore]) -> list[float]:
     return [score for item in scores for score in item.scores]
+
+
+def rates(metrics: Iterable[Metric]) -> dict[str, float]:
+    """The means, without the one that tells of the work a batch cost and not of its answers."""
+    return {name: value for name, value in means(metrics).items() if name != "cache_hits"}
 
 
 def assert_same(found: Sequence[float], wanted: Sequence[float]) -> None:
@@ -112,8 +131,11 @@ def test_a_fingerprint_names_the_judge_not_the_instance(judge, request):
     assert JUDGES[request.node.callspec.params["judge"]]().fingerprint == judge.fingerprint
 
 
-def test_fingerprints_tell_judges_apart():
-    assert len({make().fingerprint for make in JUDGES.values()}) == len(JUDGES)
+def test_fingerprints_tell_judges_apart_and_a_cache_has_none_of_its_own():
+    fingerprints = {name: make().fingerprint for name, make in JUDGES.items()}
+    cached = {fingerprints.pop(name) for name in list(fingerprints) if "Cached(GramJudge" in name}
+    assert cached == {fingerprints["BothOrders(GramJudge)"]}
+    assert len(set(fingerprints.values())) == len(fingerprints)
 
 
 @pytest.mark.parametrize("judge", FAIR, indirect=True)
@@ -163,7 +185,7 @@ def test_one_order_without_verdict_is_no_verdict(first, second):
     score = PairwiseReward(BothOrders(table)).score([Group(pair.prompt, ("x",), "y")])[0]
     assert math.isnan(score.scores[0])
     assert score.reasons == ("the table is silent",)
-    assert dict(score.metrics)["no_verdict"] == 1.0
+    assert rates(score.metrics)["no_verdict"] == 1.0
 
 
 def test_both_orders_keeps_truncation_and_averages_label_mass():
@@ -222,16 +244,21 @@ def test_duplicates_get_equal_scores(backend):
 
 @over_backends
 def test_the_same_seed_gives_the_same_answer(backend):
-    assert backend.score(groups()) == backend.score(groups())
+    def answers():
+        return [(replace(score, metrics=()), rates(score.metrics)) for score in backend.score(groups())]
+
+    assert answers() == answers()
 
 
 @over_backends
 def test_metrics_are_named_numbers_of_their_own_group(backend):
     together = backend.score(groups())
     for group, score in zip(groups(), together, strict=True):
-        alone = dict(backend.score([group])[0].metrics)
-        assert dict(score.metrics) == pytest.approx(alone, abs=ATOL)
+        metrics = backend.score([group])[0].metrics
+        alone = rates(metrics)
+        assert rates(score.metrics) == pytest.approx(alone, abs=ATOL)
         assert all(0 <= value <= 1 for value in alone.values())
+        assert all(metric.count > 0 and 0 <= metric.total <= metric.count for metric in metrics)
         assert "no_verdict" in alone or not isinstance(backend, PairwiseReward)
 
 
@@ -281,24 +308,79 @@ def test_judgment_metrics_of_a_hand_worked_table():
         read_twice(0.5, 0.9),  # no preference in one order is no agreement; a half for the tie and 0: 1/4
         Judgment(NO_VERDICT, reason="timed out", label_mass=0.9, readings=(Judgment(0.9), Judgment(0.9))),
     ]
-    metrics = dict(judgment_metrics(judgments))
-    assert metrics == pytest.approx(
-        {
-            "no_verdict": 1 / 6,
-            "truncated": 1 / 6,
-            "label_mass": 0.6,
-            "tie": 1 / 5,
-            "order_consistency": 2 / 5,
-            "first_position": (0.5 + 0.5 + 1 + 0 + 0.25) / 5,
-        },
-        abs=1e-12,
-    )
+    wanted = {
+        "no_verdict": (1, 6),
+        "truncated": (1, 6),
+        "cache_hits": (0, 6),
+        "label_mass": (0.5 + 0.7, 2),
+        "tie": (1, 5),
+        "order_consistency": (2, 5),
+        "first_position": (0.5 + 0.5 + 1 + 0 + 0.25, 5),
+        "margin_0.0_0.2": (1, 5),  # probabilities .85, .15, .6, .5, .7
+        "margin_0.2_0.4": (1, 5),
+        "margin_0.4_0.6": (1, 5),
+        "margin_0.6_0.8": (2, 5),
+        "margin_0.8_1.0": (0, 5),
+    }
+    found = judgment_metrics(judgments)
+    assert [(metric.name, metric.count) for metric in found] == [(name, count) for name, (_, count) in wanted.items()]
+    assert [metric.total for metric in found] == pytest.approx([total for total, _ in wanted.values()], abs=1e-12)
+    assert means(found) == pytest.approx({name: total / count for name, (total, count) in wanted.items()}, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "bin_"),
+    [
+        ((0.5, 0.4001, 0.5999), "margin_0.0_0.2"),
+        ((0.4, 0.6, 0.3001, 0.6999), "margin_0.2_0.4"),  # the lower end belongs to a bin, told from either side
+        ((0.3, 0.7, 0.2001, 0.7999), "margin_0.4_0.6"),
+        ((0.2, 0.8, 0.1001, 0.8999), "margin_0.6_0.8"),
+        ((0.1, 0.9, 0.0, 1.0), "margin_0.8_1.0"),
+    ],
+)
+def test_margins_fall_into_five_bins(probabilities, bin_):
+    for probability in probabilities:
+        margins = {
+            name: value for name, value in rates(judgment_metrics([Judgment(probability)])).items() if "_0" in name
+        }
+        assert margins == dict.fromkeys(margins, 0.0) | {bin_: 1.0}, probability
+        assert len(margins) == 5
+
+
+def test_cache_hits_count_readings_and_missing_verdicts():
+    paid, free = Judgment(0.75), Judgment(0.75, cached=True)
+    judgments = [
+        replace(read_twice(0.9, 0.8), readings=(paid, free)),
+        replace(read_twice(0.9, 0.8), readings=(free, free)),
+        paid,
+        free,
+        Judgment(NO_VERDICT, reason="timed out", cached=True),
+    ]
+    assert judgment_metrics(judgments)[2] == Metric("cache_hits", 0.5 + 1 + 0 + 1 + 1, 5)
+
+
+def test_groups_of_any_size_merge_into_what_all_judgments_say():
+    judgments = [read_twice(k / 8, (8 - k) / 8, truncated=k % 2 == 0) for k in range(9)] + [
+        Judgment(NO_VERDICT, reason="r"),
+        Judgment(0.75, label_mass=0.5),
+    ]
+    parts = [judgment_metrics(part) for part in (judgments[:1], judgments[1:7], [], judgments[7:])]
+    whole = judgment_metrics(judgments)
+    assert merge(metric for part in parts for metric in part) == {metric.name: metric for metric in whole}
+    assert means([*parts[1], *parts[0], *parts[3]]) == means(whole)
+
+
+def test_merging_nothing_is_nothing_and_names_without_a_count_are_left_out():
+    assert merge([]) == means([]) == {}
+    metrics = [Metric("a", 0.0, 0), Metric("b", 1.0, 3), Metric("b", 0.0, 0), Metric("b", 0.5, 1)]
+    assert merge(metrics) == {"b": Metric("b", 1.5, 4)}
+    assert means(metrics) == {"b": 0.375}
 
 
 def test_first_position_of_a_judge_that_always_says_a_is_one_and_of_a_fair_one_a_half():
     def first_position(answer) -> float:
         judgments = BothOrders(TableJudge(answer)).compare(pairs_of_many_lengths())
-        return dict(judgment_metrics(judgments))["first_position"]
+        return rates(judgment_metrics(judgments))["first_position"]
 
     assert first_position(lambda a, b: 0.9) == 1.0
     assert first_position(lambda a, b: 0.1) == 0.0
@@ -308,5 +390,6 @@ def test_first_position_of_a_judge_that_always_says_a_is_one_and_of_a_fair_one_a
 
 def test_metrics_that_nothing_speaks_for_are_left_out():
     assert judgment_metrics([]) == ()
-    assert dict(judgment_metrics([Judgment(NO_VERDICT, reason="r")])) == {"no_verdict": 1.0, "truncated": 0.0}
-    assert dict(judgment_metrics([Judgment(0.75)])) == {"no_verdict": 0.0, "truncated": 0.0, "tie": 0.0}
+    assert rates(judgment_metrics([Judgment(NO_VERDICT, reason="r")])) == {"no_verdict": 1.0, "truncated": 0.0}
+    decided = {name for name in rates(judgment_metrics([Judgment(0.75)])) if not name.startswith("margin")}
+    assert decided == {"no_verdict", "truncated", "tie"}

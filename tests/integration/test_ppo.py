@@ -53,13 +53,13 @@ def test_a_rollout_carries_what_the_losses_need(policy, tmp_path):
     trainer.model.train()
     rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS * 2]
     batch = trainer._generate_and_score_completions(rows)
-    scored = ~trainer._scores.isnan()
+    scored = ~torch.tensor(trainer.rollout.scores).isnan()
     assert 0 < scored.sum() < len(rows), "the seed must give both kinds of response"
     assert batch["tool_mask"][~scored].sum() == 0
     torch.testing.assert_close(batch["tool_mask"][scored], batch["completion_mask"][scored])
     assert batch["advantages"][~scored].abs().max() == 0
     assert batch["num_items_in_batch"] == batch["tool_mask"].sum()
-    torch.testing.assert_close(trainer._scores[scored], torch.full((int(scored.sum()),), 0.8))
+    torch.testing.assert_close(torch.tensor(trainer.rollout.scores)[scored], torch.full((int(scored.sum()),), 0.8))
     # One token: the return of the last token is the score, less the penalty for not having ended.
     last = batch["tool_mask"].sum(1) - 1
     ended = (batch["completion_ids"] == trainer._tokenizer.eos_token_id).any(1)
@@ -168,7 +168,7 @@ def test_the_win_rate_against_the_initial_policy_counts_ties_half(policy, tmp_pa
     trained_on, for_the_rate = backend.groups[:8], backend.groups[8:]
     assert {group.reference for group in trained_on} == {"tea"}
     for group in for_the_rate:
-        assert [group.reference] == trainer._initial_policy_responses([group.prompt[0].content])
+        assert [group.reference] == trainer.rollout._references.initial([group.prompt[0].content])
         assert group.responses[-1] == group.reference
 
 
@@ -194,7 +194,6 @@ def test_a_run_continues_from_its_checkpoint(policy, tmp_path):
     assert second.state.global_step == 4
     state = json.loads((tmp_path / "checkpoint-2" / "ppo_state.json").read_text())
     assert state["kl_coef"] == first.kl_coef != 0.05
-    assert state["rollouts"] == 2
     moments = torch.load(tmp_path / "checkpoint-2" / "critic_state" / "critic.pt", weights_only=True)
     assert moments["optimizer"]["state"][0]["step"] == 2
     assert second.critic.optimizer.state_dict()["state"][0]["step"] == 4
@@ -216,7 +215,7 @@ def test_every_logged_name_of_the_documentation_is_logged(policy, tmp_path):
         for phase in ("rollout", "judging", "scoring", "optimisation")
     ]
     assert set(names) <= logged, set(names) - logged
-    shares = [trainer.state.log_history[0][f"share/{p}"] for p in ("rollout", "judging", "scoring", "optimisation")]
+    shares = [value for name, value in trainer.state.log_history[0].items() if name.startswith("share/")]
     assert sum(shares) == pytest.approx(1.0)
 
 
@@ -247,7 +246,7 @@ def test_settings_that_mean_nothing_here_are_refused_by_name(tmp_path, settings,
 def test_batches_that_would_split_a_group_over_ranks_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(PPOConfig, "world_size", property(lambda self: 2))
     with pytest.raises(
-        SettingsError, match=r"\(4\) x steps_per_generation \(1\) = 4 responses .*num_generations \(8\)"
+        SettingsError, match=r"\(4\) x --steps_per_generation \(1\) = 4 responses .*num_generations \(8\)"
     ):
         PPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=8, report_to="none")
 
@@ -282,15 +281,15 @@ def test_lora_trains_an_adapter_whose_base_is_the_initial_policy(policy, tmp_pat
     adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=0.5)
     backend = Judged(count_e)
     trainer = PPOTrainer(policy, backend, args, data, reference="initial", peft_config=adapter)
-    before = trainer._initial_policy_responses(PROMPTS)
+    before = trainer.rollout._references.initial(PROMPTS)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
     assert log[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
     assert log[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5), "adapter dropout would move it"
     assert abs(log[-1]["objective/kl"]) > 1e-2
-    trainer._initial_responses.clear()
-    assert trainer._initial_policy_responses(PROMPTS) == before
-    assert trainer._greedy_responses(trainer.model_wrapped, PROMPTS) != before
+    trainer.rollout._references._known.clear()
+    assert trainer.rollout._references.initial(PROMPTS) == before
+    assert trainer.rollout._references.current(PROMPTS) != before
     trainer.save_model()
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
     trained = {n: w for n, w in trainer.model.state_dict().items() if "lora_" in n}
@@ -304,9 +303,7 @@ def test_greedy_means_the_arg_max_whatever_the_models_own_settings_say(policy, t
     opinionated = make_trainer(policy, tmp_path, Judged(len))
     opinionated.model.generation_config.repetition_penalty = 5.0
     opinionated.model.generation_config.do_sample = True
-    assert opinionated._greedy_responses(opinionated.model_wrapped, PROMPTS) == plain._greedy_responses(
-        plain.model_wrapped, PROMPTS
-    )
+    assert opinionated.rollout._references.current(PROMPTS) == plain.rollout._references.current(PROMPTS)
 
 
 def test_evaluation_scores_held_out_prompts_and_steps_nothing(policy, tmp_path):
@@ -357,7 +354,7 @@ def test_the_return_of_a_response_is_its_score_less_its_kl_to_the_initial_policy
         kl = logps(trainer.model) - logps(AutoModelForCausalLM.from_pretrained(policy))
     assert kl.mean() > 0.1, "samples of a policy are likelier under it"
     ended = (batch["completion_ids"] == trainer._tokenizer.eos_token_id).any(1)
-    expected = trainer._scores - 0.125 * (~ended).float() - 0.3 * kl
+    expected = torch.tensor(trainer.rollout.scores) - 0.125 * (~ended).float() - 0.3 * kl
     torch.testing.assert_close(batch["returns"][:, 0], expected, atol=1e-4, rtol=0)
     assert trainer._metrics["train"]["objective/kl"] == pytest.approx([kl.mean().item()], abs=1e-4)
     assert trainer._metrics["train"]["objective/rlhf_reward"] == pytest.approx([expected.mean().item()], abs=1e-4)

@@ -6,11 +6,14 @@ import pytest
 
 from reward import config
 from reward.backends import PairwiseReward
-from reward.config import RewardArguments, build_reward, check_reward
+from reward.cache import Cached
+from reward.config import RewardArguments, build_reward, check_reward, plan_reward
 from reward.encoding import JudgeConfig
 from reward.errors import ContextTooShortError, LabelTokenError, SettingsError
 from reward.judges.gram import DEFAULT_TOKEN_BUDGET
 from reward.judges.wrappers import BothOrders
+from reward.metrics import means
+from reward.pairing import AgainstReference, Circular, RoundRobin, Swiss
 from reward.types import Group, as_prompt
 from tests.support import byte_tokenizer, tiny_model
 
@@ -33,6 +36,10 @@ def folder(weightless):
     return weightless
 
 
+def backend(flags, check=lambda *_: None):
+    return config._Backend(flags=flags, check=check, plan=lambda _: (), build=lambda *_: None)
+
+
 def test_an_unknown_backend_is_refused_with_the_known_ones():
     with pytest.raises(SettingsError, match=r"--reward gramm is unknown: choose one of .*gram"):
         check_reward(RewardArguments(reward="gramm"))
@@ -51,7 +58,7 @@ def test_an_unknown_precision_is_refused_with_the_known_ones(dtype, weightless):
 
 def test_a_flag_that_the_backend_does_not_read_is_refused_by_name(monkeypatch):
     checked = []
-    other = config._Backend(flags={"reward_model"}, check=checked.append, build=lambda _: None)
+    other = backend(flags={"reward_model"}, check=lambda *given: checked.append(given))
     monkeypatch.setitem(config.BACKENDS, "other", other)
     with pytest.raises(SettingsError, match="--reward_dtype is not read by --reward other, which knows --reward_model"):
         check_reward(RewardArguments(reward="other", reward_model="m", reward_dtype="float32"))
@@ -61,7 +68,7 @@ def test_a_flag_that_the_backend_does_not_read_is_refused_by_name(monkeypatch):
 
 
 def test_a_flag_set_to_false_or_zero_counts_as_given(monkeypatch):
-    other = config._Backend(flags=set(), check=lambda _: None, build=lambda _: None)
+    other = backend(flags=set())
     monkeypatch.setitem(config.BACKENDS, "other", other)
     for name, value in (("reward_trust_remote_code", False), ("reward_token_budget", 0)):
         with pytest.raises(SettingsError, match=f"--{name} is not read by"):
@@ -100,20 +107,96 @@ def test_labels_that_do_not_fit_are_refused_before_the_weights(weightless):
 
 
 def test_building_wires_both_orders_around_the_judge_with_the_flags(folder):
-    backend = build_reward(
+    reward = build_reward(
         RewardArguments(reward_model=str(folder), reward_max_length=99, reward_token_budget=33, reward_dtype="bfloat16")
     )
+    backend = reward.backend
     assert isinstance(backend, PairwiseReward)
     assert isinstance(backend.judge, BothOrders)
-    judge = backend.judge.judge
+    assert isinstance(backend.judge.judge, Cached)
+    judge = backend.judge.judge.judge
     assert (judge.encoder.max_length, judge.token_budget) == (99, 33)
     assert str(judge.model.dtype) == "torch.bfloat16"
     assert backend.name == "gram"
 
 
 def test_defaults_build_a_judge_in_float32_that_scores(folder):
-    backend = build_reward(RewardArguments(reward_model=str(folder)))
-    assert backend.judge.judge.token_budget == DEFAULT_TOKEN_BUDGET
+    backend = build_reward(RewardArguments(reward_model=str(folder))).backend
+    assert backend.judge.judge.judge.token_budget == DEFAULT_TOKEN_BUDGET
     four, five = backend.score(GROUPS)[0].scores
     assert four == pytest.approx(0.5, abs=1e-5)
     assert 0 < five < 1
+
+
+# --- pairing, aggregation, scale, placement, cache ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"reward_pairing": "random"}, "--reward_pairing random: choose reference, .* or knockout"),
+        ({"reward_aggregation": "elo"}, "--reward_aggregation elo: choose mean, bradley_terry or copeland"),
+        ({"reward_scale": "z"}, "--reward_scale z: choose probability, margin or logit"),
+        ({"reward_placement": "everywhere"}, "--reward_placement everywhere: choose replicated or zero3"),
+        ({"reward_pairing": "circular", "reward_opponents": 3}, "--reward_opponents 3: .*even"),
+        ({"reward_pairing": "swiss", "reward_opponents": 4}, "--reward_opponents 4 is not read by .* swiss"),
+        ({"reward_pairing": "swiss", "reward_aggregation": "mean"}, "choose --reward_aggregation bradley_terry"),
+        (
+            {"reward_pairing": "round_robin", "reward_reference": "initial"},
+            "--reward_reference initial is not read by --reward_pairing round_robin",
+        ),
+        ({"reward_placement": "zero3"}, "this process has none: start it with `deepspeed`"),
+    ],
+)
+def test_contradictory_flags_are_refused_before_the_weights(weightless, flags, message):
+    with pytest.raises(SettingsError, match=message):
+        check_reward(RewardArguments(reward_model=str(weightless), **flags), num_generations=8)
+
+
+def test_responses_cannot_meet_each_other_alone(weightless):
+    arguments = RewardArguments(reward_model=str(weightless))
+    with pytest.raises(SettingsError, match=r"--reward_pairing round_robin .*there is 1 of them: raise"):
+        check_reward(arguments, default_pairing="round_robin", num_generations=1)
+    assert check_reward(arguments, default_pairing="round_robin", num_generations=2) is None
+
+
+def test_the_reference_is_greedy_unless_a_flag_says_otherwise(weightless):
+    assert check_reward(RewardArguments(reward_model=str(weightless))) == "greedy"
+    assert check_reward(RewardArguments(reward_model=str(weightless), reward_reference="dataset")) == "dataset"
+
+
+@pytest.mark.parametrize(
+    ("flags", "pairing", "aggregation", "scale"),
+    [
+        ({}, RoundRobin(), "mean", "probability"),
+        ({"reward_pairing": "reference"}, AgainstReference(), "mean", "probability"),
+        ({"reward_pairing": "swiss", "reward_scale": "logit"}, Swiss(), "bradley_terry", "logit"),
+        ({"reward_pairing": "circular", "reward_opponents": 2}, Circular(2), "bradley_terry", "probability"),
+        ({"reward_aggregation": "copeland"}, RoundRobin(), "copeland", "probability"),
+    ],
+)
+def test_flags_choose_how_responses_are_compared(folder, flags, pairing, aggregation, scale):
+    reward = build_reward(RewardArguments(reward_model=str(folder), **flags), default_pairing="round_robin")
+    assert (reward.backend.pairing, reward.backend.aggregation, reward.backend.scale) == (pairing, aggregation, scale)
+    assert (reward.versus.pairing, reward.versus.scale) == (AgainstReference(), "probability")
+    assert reward.versus.judge is reward.backend.judge
+
+
+def test_a_cache_serves_the_next_run_and_other_pairings(folder, tmp_path):
+    first = RewardArguments(reward_model=str(folder), reward_cache=str(tmp_path / "cache"))
+    scores = build_reward(first, default_pairing="round_robin").backend
+    before = scores.score(GROUPS)[0]
+    assert means(before.metrics)["cache_hits"] == 0.0
+    scores.judge.judge.store.close()
+    again = build_reward(dataclasses.replace(first, reward_aggregation="bradley_terry"), default_pairing="round_robin")
+    after = again.backend.score(GROUPS)[0]
+    assert means(after.metrics)["cache_hits"] == 1.0
+    assert after.scores[0] - 0.5 == pytest.approx(0.5 - after.scores[1], abs=1e-9)
+    assert (after.scores[0] > 0.5) == (before.scores[0] > 0.5)
+
+
+def test_the_plan_counts_the_judge_without_reading_weights(weightless):
+    (judge,) = plan_reward(RewardArguments(reward_model=str(weightless), reward_dtype="bfloat16"))
+    model = tiny_model("llama", len(byte_tokenizer()))
+    assert judge.bytes_per_rank == 2 * sum(parameter.numel() for parameter in model.parameters())
+    assert judge.where == "replicated (bfloat16)"

@@ -1,0 +1,76 @@
+# deepspeed recipes/grpo_gram.py                                      the small world, no network, no GPU
+# deepspeed --num_gpus 2 recipes/grpo_gram.py                         the same on two ranks
+# deepspeed recipes/grpo_gram.py --config recipes/configs/grpo_gram_qwen3.yaml
+"""GRPO with a generative reward model: the responses to one prompt meet each other, and the better half is learnt."""
+
+import small_world_cache
+from datasets import Dataset
+from policy_run import (
+    in_small_world,
+    load_tokenizer,
+    model_init_kwargs,
+    print_plan,
+    read_policy_prompts,
+    small_world_defaults,
+)
+from trl import ModelConfig, get_peft_config
+
+from reward.config import RewardArguments, build_reward, check_reward
+from reward.small_world import GoldReward
+from reward.training.arguments import DataArguments
+from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
+from rlhf.judged import check_data
+from rlhf.launch import parse_args, run_main, start, write_run_record
+
+PAIRING = "round_robin"
+
+
+def main() -> None:
+    start()
+    small_world = in_small_world()
+    data, reward_args, args, model_args = parse_args(
+        (DataArguments, RewardArguments, JudgedGRPOConfig, ModelConfig),
+        defaults=small_world_defaults("grpo_small_world.yaml") if small_world else {},
+    )
+    if small_world:
+        small_world_cache.ensure_built()
+
+    # Everything that can be refused is refused before any weights load.
+    tokenizer = load_tokenizer(model_args, args.trust_remote_code)
+    generations = min(args.num_generations, args.num_generations_eval or args.num_generations)
+    reference = check_reward(reward_args, default_pairing=PAIRING, num_generations=generations)
+    prompts, eval_dataset = read_policy_prompts(data, args, model_args, tokenizer)
+    dataset = Dataset.from_list(prompts.rows)
+    check_data(dataset, args, reference)
+    needs_initial = bool(args.beta or args.win_rate_steps) or reference == "initial"
+    print_plan(reward_args, args, model_args, critic=False, initial_policy=needs_initial and not model_args.use_peft)
+
+    reward = build_reward(reward_args, default_pairing=PAIRING)
+    args.model_init_kwargs = model_init_kwargs(args, model_args)
+    trainer = JudgedGRPOTrainer(
+        model_args.model_name_or_path,
+        reward.backend,
+        args,
+        dataset,
+        reference=reference,
+        versus=reward.versus,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        gold=GoldReward() if small_world else None,
+        peft_config=get_peft_config(model_args),
+    )
+    if trainer.accelerator.is_main_process:
+        write_run_record(
+            args.output_dir,
+            (data, reward_args, args, model_args),
+            {"prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering}},
+        )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.accelerator.is_main_process:
+        print(f"policy in {args.output_dir}, log in trainer_state.json there")
+
+
+if __name__ == "__main__":
+    run_main(main)

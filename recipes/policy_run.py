@@ -1,0 +1,110 @@
+"""What `ppo_gram.py` and `grpo_gram.py` do alike: the small world's settings, prompts that fit, the memory plan."""
+
+from pathlib import Path
+
+import small_world_cache
+import yaml
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from trl import GRPOConfig, ModelConfig
+
+from reward.config import RewardArguments, plan_reward
+from reward.errors import SettingsError
+from reward.placement import parameter_count
+from reward.training.arguments import DataArguments
+from reward.training.data import read_prompts
+from rlhf.launch import explicit_flags
+from rlhf.memory import render, training_plan
+from rlhf.prompts import PolicyPrompts, fit_prompts
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def in_small_world() -> bool:
+    """Whether this run names neither a model nor data: then it happens in the embedded small world."""
+    return not {"model_name_or_path", "dataset"} & explicit_flags()
+
+
+def small_world_defaults(config: str) -> dict:
+    """The settings of `configs/{config}`, with the paths of the small world; it need not be built yet."""
+    world = small_world_cache.folder()
+    settings = yaml.safe_load((CONFIGS / config).read_text())
+    paths = {
+        "model_name_or_path": str(world / "policy"),
+        "reward_model": str(world / "judge"),
+        "dataset": [str(world / "data" / "train_prompts.jsonl")],
+    }
+    return settings | paths
+
+
+def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Raises SettingsError: no model is named, or it cannot be found."""
+    if model_args.model_name_or_path is None:
+        raise SettingsError("--model_name_or_path is missing; with neither it nor --dataset the small world is used")
+    try:
+        return AutoTokenizer.from_pretrained(
+            model_args.model_name_or_path,
+            revision=model_args.model_revision,
+            padding_side="left",
+            trust_remote_code=trust_remote_code,
+        )
+    except OSError as error:
+        raise SettingsError(f"--model_name_or_path cannot be loaded: {error}") from error
+
+
+def read_policy_prompts(
+    data: DataArguments, args: GRPOConfig, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PolicyPrompts, Dataset | None]:
+    """The training prompts and the evaluation data set, without the prompts that leave a response no room."""
+    prompts = _fit(data.read_train(read_prompts, args.seed), ", ".join(data.dataset), args, model_args, tokenizer)
+    held_out = data.read_eval(read_prompts, args.seed)
+    if not held_out:
+        return prompts, None
+    return prompts, Dataset.from_list(_fit(held_out, "the evaluation prompts", args, model_args, tokenizer).rows)
+
+
+def _fit(rows: list[dict], source: str, args: GRPOConfig, model_args: ModelConfig, tokenizer) -> PolicyPrompts:
+    config = _policy_config(args, model_args)
+    room = getattr(config.get_text_config(), "max_position_embeddings", 2**20) - args.max_completion_length
+    limit = min(room, args.max_prompt_length or room)
+    prompts = fit_prompts(rows, tokenizer, max_prompt_length=limit, source=source)
+    if args.process_index == 0:
+        print(f"{source}: {len(prompts.rows)} prompts of at most {prompts.longest} tokens, {prompts.dropped} too long")
+    return prompts
+
+
+def print_plan(
+    reward_args: RewardArguments, args: GRPOConfig, model_args: ModelConfig, *, critic: bool, initial_policy: bool
+) -> None:
+    """Which model will be where, and its bytes; counted from configurations, before any weights load."""
+    if args.process_index != 0:
+        return
+    count = parameter_count(_policy_config(args, model_args), args.trust_remote_code)
+    stage = args.hf_deepspeed_config.get_value("zero_optimization.stage", 0) if args.hf_deepspeed_config else 0
+    plan = training_plan(
+        policy=count,
+        critic=count if critic else None,
+        initial_policy=initial_policy,
+        zero_stage=stage,
+        ranks=args.world_size,
+        dtype_bytes=2 if model_args.dtype in ("bfloat16", "float16") else 4,
+    )
+    print(render([*plan, *plan_reward(reward_args)]))
+
+
+def _policy_config(args: GRPOConfig, model_args: ModelConfig):
+    return AutoConfig.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def model_init_kwargs(args: GRPOConfig, model_args: ModelConfig) -> dict:
+    """How TRL loads the policy: revision, precision and attention from the model flags."""
+    return {
+        **(args.model_init_kwargs or {}),
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype or "float32",
+        "attn_implementation": model_args.attn_implementation,
+    }

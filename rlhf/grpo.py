@@ -1,0 +1,138 @@
+"""Group relative policy optimisation with a judged reward: TRL's `GRPOTrainer`, one reward function, ours.
+
+Nothing of TRL's algorithm is changed (arXiv 2402.03300). What is added: groups instead of rows, references, what a
+judged step reports, and defaults that fit win probabilities.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from reward.errors import SettingsError, require_finite_loss
+from reward.types import RewardBackend
+from rlhf.judged import JudgedArguments, JudgedRollout, check_data
+from rlhf.references import References, load_initial_policy, refuse_loaded_adapter
+
+
+@dataclass
+class JudgedGRPOConfig(JudgedArguments, GRPOConfig):
+    """TRL's `GRPOConfig` with the settings of a judged rollout.
+
+    `scale_rewards` is `none` unless asked for: divided by the group's standard deviation + 1e-4, the noise of a judge
+    between equal responses becomes a full-size advantage.
+    """
+
+    scale_rewards: str = field(
+        default="none", metadata={"help": "none (default), group or batch: what advantages are divided by."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two log entries."})
+
+    def __post_init__(self):
+        if self.reward_weights is not None:
+            raise SettingsError(
+                f"--reward_weights {self.reward_weights} means nothing here: there is one reward function, and sums of "
+                "rewards are made by the reward backend"
+            )
+        if self.sync_ref_model and self.win_rate_steps:
+            raise SettingsError(
+                "--sync_ref_model moves the policy that the win rate is measured against: choose --win_rate_steps 0"
+            )
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+            self.bf16 = bool(self.bf16)  # GRPOConfig turns None into bf16
+        super().__post_init__()
+        self.check_judged()
+
+
+class JudgedGRPOTrainer(GRPOTrainer):
+    """Trains `model` on the scores of `backend`, relative to the other responses of a prompt.
+
+    Args:
+        model: the policy, a path or a loaded causal language model.
+        backend: scores groups; a response with a NaN score gets advantage 0 and counts for nobody's mean.
+        args: `JudgedGRPOConfig`.
+        train_dataset: rows with `prompt` (text or messages), and `reference` (text) for `reference="dataset"`.
+        reference: None where the backend compares the responses of a prompt with each other; else what they are
+            measured against: `greedy`, `initial` or `dataset`.
+        versus: scores responses against one fixed response, for the win rate; default: `backend`.
+        gold: a backend whose scores are logged as `objective/gold` and never trained on.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["trl", "grpo"]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        backend: RewardBackend,
+        args: JudgedGRPOConfig,
+        train_dataset: Dataset,
+        *,
+        reference: str | None = None,
+        versus: RewardBackend | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        gold: RewardBackend | None = None,
+        peft_config=None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        check_data(train_dataset, args, reference)
+
+        def score(*args, **kwargs):
+            return self.rollout.score_rows(*args, **kwargs)
+
+        score.__name__ = backend.name  # TRL names metrics and columns after the function
+        super().__init__(
+            model=model,
+            reward_funcs=score,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            peft_config=peft_config,
+        )
+        needs_initial = bool(args.win_rate_steps) or reference == "initial"
+        initial_policy = self.ref_model
+        if needs_initial:
+            refuse_loaded_adapter(self, peft_config)
+            if initial_policy is None and peft_config is None:
+                initial_policy = load_initial_policy(self)
+        self.rollout = JudgedRollout(
+            self, References(self, initial_policy), backend, versus=versus or backend, reference=reference, gold=gold
+        )
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "reference" not in self._signature_columns:
+            self._signature_columns.append("reference")
+
+    def _generate(self, prompts: list):
+        with self.rollout.phases("rollout"):
+            return super()._generate(prompts)
+
+    def _generate_and_score_completions(self, inputs):
+        with self.rollout.phases("scoring"):  # log-probabilities and advantages: less the phases inside
+            return super()._generate_and_score_completions(inputs)
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        with self.rollout.training_phases("optimisation"):  # less the phases inside
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        require_finite_loss(
+            loss.item(), term="the policy loss", step=self.state.global_step, output_dir=self.args.output_dir
+        )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        training = self.model.training
+        if training and self._metrics["train"]:
+            self._metrics["train"] |= {name: [value] for name, value in self.rollout.training_phases.report().items()}
+        super().log(logs, start_time)
+        if training:
+            self.rollout.show_samples()

@@ -1,0 +1,272 @@
+"""A rollout and its judgment: what PPO and GRPO share between TRL's rows and a reward backend.
+
+Groups are rebuilt, references decoded, scores fetched, and everything a judged step should say about itself is
+logged. Metrics of the reward are sums over all ranks, not means of means.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from datasets import Dataset
+from trl import GRPOTrainer
+from trl.trainer.utils import print_prompt_completions_sample
+
+from reward.errors import NoVerdictError, SettingsError
+from reward.metrics import means
+from reward.trl_signature import groups_from_rows, require_whole_groups, rows_from_scores
+from reward.types import Group, GroupScore, Metric, RewardBackend
+from rlhf.references import References
+
+REFERENCES = ("greedy", "initial", "dataset")
+_logger = get_logger(__name__)
+
+
+@dataclass
+class JudgedArguments:
+    """Settings of a judged rollout, the same for PPO and GRPO."""
+
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Longer prompts (tokens) are dropped; default: context less response."}
+    )
+    max_no_verdict_rate: float = field(
+        default=0.5, metadata={"help": "The run stops when more of a rollout than this has no score."}
+    )
+    min_order_consistency: float = field(
+        default=0.55,
+        metadata={"help": "Warn when both reading orders agree on less of a rollout than this; chance is .5."},
+    )
+    win_rate_steps: int = field(
+        default=10, metadata={"help": "Rollouts between two win rates against the initial policy; 0 is never."}
+    )
+    sample_steps: int = field(default=10, metadata={"help": "Optimizer steps between two sample tables; 0 is never."})
+
+    def check_judged(self) -> None:
+        """Raises SettingsError: a rate that is none, or a group that would lie on two ranks."""
+        for name in ("max_no_verdict_rate", "min_order_consistency"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"--{name} {getattr(self, name)} is not a share between 0 and 1")
+        require_whole_groups(
+            per_device_batch_size=self.per_device_train_batch_size,
+            steps_per_generation=self.steps_per_generation,
+            num_generations=self.num_generations,
+            world_size=self.world_size,
+        )
+        if self.eval_strategy != "no":
+            require_whole_groups(
+                per_device_batch_size=self.per_device_eval_batch_size,
+                num_generations=self.num_generations_eval or self.num_generations,
+                world_size=self.world_size,
+                evaluation=True,
+            )
+
+
+def check_data(train_dataset: Dataset, args: JudgedArguments, reference: str | None) -> None:
+    """Refuses a reference that is not there and a data set smaller than a rollout; no weights are needed for it.
+
+    Raises:
+        SettingsError: with the numbers and the way out.
+    """
+    if reference is not None and reference not in REFERENCES:
+        raise SettingsError(f"--reward_reference {reference} is unknown: choose one of {', '.join(REFERENCES)}")
+    if reference == "dataset" and "reference" not in train_dataset.column_names:
+        raise SettingsError(
+            f"--reward_reference dataset needs a column 'reference'; the data set has {train_dataset.column_names}"
+        )
+    per_rollout = args.generation_batch_size // args.num_generations
+    if len(train_dataset) < per_rollout:
+        raise SettingsError(
+            f"the data set has {len(train_dataset)} prompts, a rollout takes {per_rollout} different ones "
+            f"(generation batch {args.generation_batch_size} over all ranks / num_generations "
+            f"{args.num_generations}): lower --per_device_train_batch_size or --steps_per_generation"
+        )
+
+
+class Phases:
+    """Seconds of the parts of a training step."""
+
+    def __init__(self):
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Adds the time inside to `name`, and takes it from the phase around it."""
+        started, inner = time.perf_counter(), sum(self._seconds.values())
+        yield
+        inner = sum(self._seconds.values()) - inner
+        self._seconds[name] += time.perf_counter() - started - inner
+
+    def report(self) -> dict[str, float]:
+        """`seconds/…` and `share/…` of every phase since the last report."""
+        total = sum(self._seconds.values())
+        report = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        report |= {f"share/{name}": seconds / total for name, seconds in self._seconds.items()}
+        self._seconds.clear()
+        return report
+
+
+class JudgedRollout:
+    """Scores the rollouts of `trainer`.
+
+    Args:
+        backend: scores groups. versus: scores responses against one fixed response, for the win rate.
+        reference: what a group is measured against: the current policy's `greedy` response, the `initial` policy's,
+            the `dataset`'s, or None where the backend compares the responses with each other.
+        gold: a backend whose scores are logged as `objective/gold` and never trained on.
+    """
+
+    def __init__(
+        self,
+        trainer: GRPOTrainer,
+        references: References,
+        backend: RewardBackend,
+        *,
+        versus: RewardBackend,
+        reference: str | None,
+        gold: RewardBackend | None,
+    ):
+        self._trainer = trainer
+        self._references = references
+        self.backend = backend
+        self.versus = versus
+        self.reference = reference
+        self.gold = gold
+        self.training_phases = Phases()
+        self._evaluation_phases = Phases()
+        self.scores: list[float] = []  # of this rank's last rollout, NaN where there is none
+        self._consistent = True
+
+    @property
+    def phases(self) -> Phases:
+        return self.training_phases if self._trainer.model.training else self._evaluation_phases
+
+    def score_rows(self, prompts, completions, *, log_metric, log_extra, **columns) -> list[float | None]:
+        """TRL's reward function: rows of this rank in, one score a row out, None where there is none.
+
+        Raises:
+            NoVerdictError: on every rank, when more of the rollout than `max_no_verdict_rate` has no score.
+        """
+        trainer = self._trainer
+        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        unique = prompts[::size]
+        with self.phases("rollout"):
+            references = self._of_groups(unique, columns.get("reference"), size)
+            rivals = self._references.initial(unique) if self._win_rate_is_due() else None
+        groups = groups_from_rows(prompts, completions, size, references)
+        started = time.perf_counter()
+        with self.phases("judging"):
+            results = self.backend.score(groups)
+            seconds = time.perf_counter() - started
+            wins = None if rivals is None else self._wins(groups, rivals)
+        with self.phases("gold"):
+            gold = [] if self.gold is None else _scored(self.gold.score(groups))
+        for name, value in self._report(results, seconds, wins, gold).items():
+            log_metric(name, value)
+        if references is not None:
+            log_extra("reference", [reference for reference in references for _ in range(size)])
+        self.scores = [score for result in results for score in result.scores]
+        return rows_from_scores(results)
+
+    def _of_groups(self, prompts: list, column: list | None, size: int) -> list[str] | None:
+        if self.reference is None:
+            return None
+        if self.reference == "dataset":
+            return list(column[::size])
+        if self.reference == "greedy":
+            return self._references.current(prompts)
+        return self._references.initial(prompts)
+
+    def _win_rate_is_due(self) -> bool:
+        """Every `win_rate_steps` rollouts, counted by optimizer steps so that a resumed run keeps the rhythm."""
+        args, state = self._trainer.args, self._trainer.state
+        if not args.win_rate_steps or not self._trainer.model.training:
+            return bool(args.win_rate_steps)
+        minibatches = state.global_step * args.gradient_accumulation_steps
+        return minibatches // (args.steps_per_generation * args.num_iterations) % args.win_rate_steps == 0
+
+    def _wins(self, groups: Sequence[Group], rivals: Sequence[str]) -> list[float]:
+        """1 for a response that scores above its rival, a half for a tie; unscored ones are left out.
+
+        Every backend can answer: the rival is scored as one more member of the group, against itself.
+        """
+        widened = [
+            replace(group, responses=(*group.responses, rival), reference=rival)
+            for group, rival in zip(groups, rivals, strict=True)
+        ]
+        return [
+            0.5 if score == result.scores[-1] else float(score > result.scores[-1])
+            for result in self.versus.score(widened)
+            for score in result.scores[:-1]
+            if score == score and result.scores[-1] == result.scores[-1]
+        ]
+
+    def _report(
+        self, results: Sequence[GroupScore], seconds: float, wins: list[float] | None, gold: list[float]
+    ) -> dict[str, float]:
+        """What the step says about its judging, over all ranks; stops the run or warns where that is due."""
+        metrics = [metric for result in results for metric in result.metrics]
+        prefix = f"reward/{self.backend.name}"
+        metrics = [Metric(f"{prefix}/{name}", total, count) for name, total, count in metrics]
+        metrics += [Metric("objective/gold", sum(gold), len(gold))]
+        metrics += [Metric("objective/win_rate_vs_initial", sum(wins or []), len(wins or []))]
+        scores = [score for result in results for score in result.scores]
+        missing = sum(score != score for score in scores)
+        reasons = Counter(reason for result in results for reason in result.reasons)
+        judgments = sum(result.judgments for result in results)
+        ranks = gather_object([(metrics, len(scores), missing, reasons, judgments, seconds)])
+        columns = list(zip(*ranks, strict=True))
+        report = means(metric for of_rank in columns[0] for metric in of_rank)
+        self._stop_without_verdicts(sum(columns[1]), sum(columns[2]), sum(columns[3], Counter()))
+        self._warn_of_inconsistency(report.get(f"{prefix}/order_consistency"))
+        report[f"{prefix}/judgments"] = float(sum(columns[4]))
+        report[f"{prefix}/judgments_per_second"] = sum(columns[4]) / max(columns[5])
+        return report
+
+    def _stop_without_verdicts(self, responses: int, missing: int, reasons: Counter[str]) -> None:
+        if not missing and not reasons:
+            return
+        rate, limit = missing / responses, self._trainer.args.max_no_verdict_rate
+        told = "; ".join(f"{reason} ({count} x)" for reason, count in reasons.most_common(5)) or "none given"
+        step = self._trainer.state.global_step
+        if missing == responses or rate > limit:
+            raise NoVerdictError(
+                f"the reward backend {self.backend.name!r} gave no score to {rate:.0%} of the {responses} responses of "
+                f"a rollout (at most --max_no_verdict_rate {limit:.0%} may lack one) at step {step}. Reasons: {told}"
+            )
+        _logger.warning(f"step {step}: {missing} of {responses} responses without a score. Reasons: {told}")
+
+    def _warn_of_inconsistency(self, consistency: float | None) -> None:
+        least = self._trainer.args.min_order_consistency
+        consistent = consistency is None or consistency >= least
+        if self._consistent and not consistent:  # once a fall, not once a step
+            _logger.warning(
+                f"step {self._trainer.state.global_step}: the judge agrees with itself in both reading orders on "
+                f"{consistency:.0%} of the pairs, less than --min_order_consistency {least:.0%} (chance is 50 %): its "
+                "scores say little. Are the responses alike, too long for it, or unlike what it was trained on?"
+            )
+        self._consistent = consistent
+
+    def show_samples(self) -> None:
+        """The table of samples, every `sample_steps` optimizer steps."""
+        trainer, every = self._trainer, self._trainer.args.sample_steps
+        logs = trainer._logs
+        if not every or trainer.state.global_step % every or not logs["prompt"]:
+            return
+        if trainer.accelerator.is_main_process:
+            print_prompt_completions_sample(
+                logs["prompt"],
+                logs["completion"],
+                logs["rewards"],
+                logs["advantages"],
+                trainer.state.global_step,
+                trainer.num_completions_to_print or 4,
+                extra=dict(logs["extra"]),
+            )
+
+
+def _scored(results: Sequence[GroupScore]) -> list[float]:
+    return [score for result in results for score in result.scores if score == score]

@@ -1,0 +1,90 @@
+"""A judge sharded by ZeRO-3 over two real ranks: the numbers of a whole one, no hang, no silent failure."""
+
+import json
+import time
+
+import pytest
+
+from reward.encoding import JudgeConfig
+from tests.conftest import REPOSITORY, run_deepspeed
+from tests.gram_toys import save_toy_model
+
+SCRIPT = REPOSITORY / "tests" / "distributed" / "sharded_judge.py"
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    folder = save_toy_model(tmp_path_factory.mktemp("judge"))
+    JudgeConfig(prompt="compact").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(judge, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    run_deepspeed([SCRIPT, judge, out])
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+KINDS = ["round robin", "swiss", "knockout", "reference", "sum"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_a_whole_judge(ranks, kind):
+    for rank in ranks:
+        assert rank[kind]["found"] == pytest.approx(rank[kind]["alone"], abs=1e-5)
+
+
+def test_ranks_had_uneven_and_empty_work(ranks):
+    sizes = {kind: [len(rank[kind]["found"]) for rank in ranks] for kind in KINDS}
+    assert sizes == {"round robin": [5, 5], "swiss": [8, 2], "knockout": [0, 11], "reference": [3, 3], "sum": [0, 0]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_rank_runs_the_same_number_of_forwards(ranks, kind):
+    forwards = [rank[kind]["forwards"] for rank in ranks]
+    assert forwards[0] == forwards[1]
+    assert forwards[0] > 1 or kind == "sum"
+
+
+def test_work_is_deduplicated_over_ranks_and_dealt_out_evenly(ranks):
+    # Both ranks hold the same three pairs, in two orders; one of the pairs is a response against itself.
+    assert sorted(rank["reference"]["pairs"] for rank in ranks) == [2, 3]
+    # Rank 0 has its ten pairs on disk: what is judged is rank 1's four pairs in two orders, half of it on each.
+    assert [rank["round robin"]["pairs"] for rank in ranks] == [4, 4]
+    assert [rank["sum"]["pairs"] for rank in ranks] == [0, 0]
+
+
+def test_empty_forwards_keep_the_other_rank_company(ranks):
+    assert sum(rank[kind]["empty"] for rank in ranks for kind in KINDS) > 0
+
+
+def test_the_judge_is_sharded_and_known_by_the_same_name(ranks):
+    for rank in ranks:
+        shard, whole = rank["parameters"]
+        assert shard < whole / 10, "ZeRO-3 leaves empty tensors behind"
+        assert rank["fingerprints"][0] == rank["fingerprints"][1]
+        assert rank["later"] == whole, "a model loaded later follows its own configuration"
+
+
+def test_equal_questions_of_one_rank_get_equal_answers(ranks):
+    assert ranks[0]["direct"] == []
+    first, second = ranks[1]["direct"]
+    assert first == second
+
+
+def test_an_error_outside_a_forward_ends_every_rank_with_its_text(judge, tmp_path):
+    begin = time.monotonic()
+    ended = run_deepspeed([SCRIPT, judge, tmp_path, "prepare"], check=False, timeout=120)
+    assert ended.returncode != 0
+    assert "ValueError: the tokenizer met its match" in ended.stdout, "rank 1's own traceback"
+    assert "error: rank 1: ValueError: the tokenizer met its match" in ended.stdout, "rank 0 was told"
+    assert time.monotonic() - begin < 90
+
+
+def test_an_error_inside_a_forward_ends_the_launch_with_its_text(judge, tmp_path):
+    begin = time.monotonic()
+    ended = run_deepspeed([SCRIPT, judge, tmp_path, "forward"], check=False, timeout=120)
+    assert ended.returncode != 0
+    assert "ValueError: out of memory, say" in ended.stdout
+    assert time.monotonic() - begin < 90
