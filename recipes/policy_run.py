@@ -80,7 +80,8 @@ def print_plan(
     if args.process_index != 0:
         return
     count = parameter_count(_policy_config(args, model_args), args.trust_remote_code)
-    stage = args.hf_deepspeed_config.get_value("zero_optimization.stage", 0) if args.hf_deepspeed_config else 0
+    plugin = args.deepspeed_plugin
+    stage = 0 if plugin is None else plugin.hf_ds_config.get_value("zero_optimization.stage", 0)
     plan = training_plan(
         policy=count,
         critic=count if critic else None,

@@ -1,0 +1,306 @@
+"""GRPO with a judged reward: groups, missing verdicts, references, what a step reports, what is refused."""
+
+import logging
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from reward.aggregation import mean_win_probability
+from reward.backends import PairwiseReward, WeightedSum
+from reward.cache import Cached
+from reward.encoding import JudgeConfig
+from reward.errors import NoVerdictError, SettingsError
+from reward.judges.gram import GramJudge
+from reward.judges.wrappers import BothOrders
+from reward.pairing import Result, RoundRobin
+from reward.types import NO_VERDICT, GroupScore, Judgment
+from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
+from tests.gram_toys import save_toy_model
+from tests.ppo_toys import PROMPTS, Judged, count_e
+from tests.support import TableJudge
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return str(save_toy_model(tmp_path_factory.mktemp("policy")))
+
+
+def config(output_dir, **settings):
+    return JudgedGRPOConfig(
+        output_dir=str(output_dir),
+        **{
+            "per_device_train_batch_size": 8,
+            "num_generations": 4,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "report_to": "none",
+            "gradient_checkpointing": False,
+            "win_rate_steps": 0,
+            "sample_steps": 0,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **settings,
+        },
+    )
+
+
+def make_trainer(policy, output_dir, backend, *, rows=None, reference=None, versus=None, evaluate=False, **settings):
+    data = Dataset.from_list(rows or [{"prompt": prompt} for prompt in PROMPTS * 4])
+    args = config(output_dir, **settings)
+    eval_data = data.select(range(4)) if evaluate else None
+    return JudgedGRPOTrainer(policy, backend, args, data, reference=reference, versus=versus, eval_dataset=eval_data)
+
+
+def rollout(trainer, rows):
+    """One scored rollout of `rows` prompts, TRL's batch."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    size = trainer.num_generations
+    return trainer._generate_and_score_completions([dict(row) for row in rows for _ in range(size)])
+
+
+def fix_responses(trainer, responses):
+    """Every group gets these responses, whatever the policy would say."""
+    end = trainer._tokenizer.eos_token_id
+
+    def generate(prompt_ids, *_, **__):
+        ids = [trainer._tokenizer(response)["input_ids"] + [end] for response in responses]
+        return [ids[i % len(ids)] for i in range(len(prompt_ids))], None
+
+    trainer._generate_single_turn = generate
+
+
+# --- groups and scores ------------------------------------------------------------------------------------------------
+
+
+def test_the_backend_sees_whole_groups_and_advantages_are_centred_scores(policy, tmp_path):
+    backend = Judged(lambda response: len(response) / 100)
+    trainer = make_trainer(policy, tmp_path, backend)
+    responses = ["a", "tea", "the maps", "light and rain"]
+    fix_responses(trainer, responses)
+    batch = rollout(trainer, [{"prompt": prompt} for prompt in PROMPTS[:2]])
+    assert [(group.prompt[0].content, group.responses) for group in backend.groups] == [
+        (PROMPTS[0], tuple(responses)),
+        (PROMPTS[1], tuple(responses)),
+    ]
+    scores = torch.tensor([len(response) / 100 for response in responses])
+    wanted = (scores - scores.mean()).repeat(2)  # not divided by anything: scale_rewards none
+    torch.testing.assert_close(batch["advantages"], wanted, atol=1e-6, rtol=0)
+
+
+class Half:
+    """A member without an opinion on texts with an e; `silence` says how it is silent."""
+
+    name = "half"
+
+    def score(self, groups):
+        return [
+            GroupScore(
+                tuple(math.nan if "e" in response else 1.0 for response in group.responses),
+                reasons=tuple("an e" for response in group.responses if "e" in response),
+            )
+            for group in groups
+        ]
+
+
+def test_a_row_that_one_member_of_a_sum_does_not_score_gets_advantage_zero(policy, tmp_path):
+    backend = WeightedSum([(1.0, Judged(lambda response: len(response) / 10)), (0.5, Half())])
+    trainer = make_trainer(policy, tmp_path, backend)
+    fix_responses(trainer, ["tea", "a", "maps", "rain or so"])
+    batch = rollout(trainer, [{"prompt": PROMPTS[0]}])
+    # tea is not scored; the others are a .6, maps .9, rain or so 1.5 with mean 1.0, in which tea has no part
+    torch.testing.assert_close(batch["advantages"], torch.tensor([0.0, -0.4, -0.1, 0.5]), atol=1e-6, rtol=0)
+    assert math.isnan(trainer.rollout.scores[0])
+    assert trainer._metrics["train"]["reward/sum/half/score"] == [1.0]
+    assert trainer._metrics["train"]["reward/sum/judged/score"] == [pytest.approx((3 + 1 + 4 + 10) / 40)]
+
+
+def test_scores_of_a_round_robin_sum_to_half_the_group(policy, tmp_path):
+    judge = BothOrders(TableJudge(lambda a, b: len(a) / (len(a) + len(b))))
+    trainer = make_trainer(policy, tmp_path, PairwiseReward(judge, RoundRobin()))
+    responses = ["a", "tea", "the maps", "light and rain"]
+    fix_responses(trainer, responses)
+    rollout(trainer, [{"prompt": PROMPTS[0]}])
+    lengths = [len(response) for response in responses]
+    results = [Result(i, j, lengths[i] / (lengths[i] + lengths[j])) for i in range(4) for j in range(i + 1, 4)]
+    wanted = mean_win_probability(4, results).probability
+    assert trainer.rollout.scores == pytest.approx(list(wanted), abs=1e-6)
+    assert sum(trainer.rollout.scores) == pytest.approx(2.0, abs=1e-6)
+
+
+def test_a_dataset_reference_reaches_the_judge(policy, tmp_path):
+    backend = Judged(len)
+    rows = [{"prompt": prompt, "reference": f"about {prompt}"} for prompt in PROMPTS * 4]
+    trainer = make_trainer(policy, tmp_path, backend, rows=rows, reference="dataset", max_steps=1)
+    trainer.train()
+    assert backend.groups
+    for group in backend.groups:
+        assert group.reference == f"about {group.prompt[0].content}"
+
+
+def test_training_raises_the_score(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(count_e), max_steps=40, learning_rate=1e-2, num_generations=8,
+                           per_device_train_batch_size=32)  # fmt: skip
+    trainer.train()
+    scores = [entry["rewards/judged/mean"] for entry in trainer.state.log_history if "rewards/judged/mean" in entry]
+    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.2
+
+
+# --- win rate ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_win_rate_is_measured_against_the_initial_policys_greedy_response(policy, tmp_path):
+    versus = Judged(len)
+    trainer = make_trainer(policy, tmp_path, Judged(count_e), versus=versus, win_rate_steps=2, max_steps=4)
+    trainer.train()
+    logged = ["objective/win_rate_vs_initial" in entry for entry in trainer.state.log_history[:4]]
+    assert logged == [True, False, True, False]
+    for group in versus.groups:
+        assert [group.reference] == trainer.rollout._references.initial([group.prompt[0].content])
+        assert group.responses[-1] == group.reference
+    first = [group for group in versus.groups[:2]]
+    wins = [
+        0.5 if len(response) == len(group.reference) else float(len(response) > len(group.reference))
+        for group in first
+        for response in group.responses[:-1]
+    ]
+    assert trainer.state.log_history[0]["objective/win_rate_vs_initial"] == pytest.approx(sum(wins) / len(wins))
+
+
+def test_no_copy_of_the_initial_policy_is_loaded_for_nothing(policy, tmp_path):
+    assert make_trainer(policy, tmp_path, Judged(len)).rollout._references._initial_policy is None
+    kept = make_trainer(policy, tmp_path, Judged(len), win_rate_steps=1)
+    assert kept.rollout._references._initial_policy is not None
+    assert kept.ref_model is None, "TRL's own stays off: beta is 0"
+    with_kl = make_trainer(policy, tmp_path, Judged(len), win_rate_steps=1, beta=0.1)
+    assert with_kl.rollout._references._initial_policy is with_kl.ref_model
+
+
+def test_with_an_adapter_the_initial_policy_is_the_base(policy, tmp_path):
+    args = config(tmp_path, win_rate_steps=1, learning_rate=5e-2, max_steps=4)
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 4])
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    trainer = JudgedGRPOTrainer(policy, Judged(count_e), args, data, peft_config=adapter)
+    before = trainer.rollout._references.initial(PROMPTS)
+    trainer.train()
+    trainer.rollout._references._known.clear()
+    assert trainer.rollout._references.initial(PROMPTS) == before
+    assert trainer.rollout._references.current(PROMPTS) != before
+
+
+# --- what a judged step reports ---------------------------------------------------------------------------------------
+
+
+def gram(folder) -> PairwiseReward:
+    JudgeConfig(prompt="compact").save(folder)
+    return PairwiseReward(BothOrders(Cached(GramJudge.from_pretrained(folder))), RoundRobin())
+
+
+def test_every_judged_step_reports_its_judging(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, gram(policy), evaluate=True, eval_strategy="steps", eval_steps=1,
+                           num_generations_eval=2, win_rate_steps=1, max_steps=1)  # fmt: skip
+    trainer.train()
+    names = ["judgments", "judgments_per_second", "no_verdict", "tie", "order_consistency", "first_position"]
+    names += ["label_mass", "cache_hits", "truncated"]
+    names += [f"margin_{low / 5}_{(low + 1) / 5}" for low in range(5)]
+    wanted = {f"reward/gram/{name}" for name in names}
+    train = next(entry for entry in trainer.state.log_history if "reward/gram/judgments" in entry)
+    evaluation = next(entry for entry in trainer.state.log_history if "eval_reward/gram/judgments" in entry)
+    timed = {"seconds/judging", "share/judging", "seconds/rollout", "seconds/scoring", "seconds/optimisation"}
+    assert wanted | timed | {"rewards/gram/mean"} <= set(train), wanted - set(train)
+    assert {f"eval_{name}" for name in wanted} <= set(evaluation)
+    assert train["reward/gram/judgments"] == 2 * 6, "two groups of four: six pairs each"
+    assert evaluation["eval_reward/gram/judgments"] == 4, "four prompts with two responses, one pair each"
+    assert train["rewards/gram/mean"] == pytest.approx(0.5, abs=1e-6), "a round robin is zero-sum"
+    assert sum(train[f"reward/gram/margin_{low / 5}_{(low + 1) / 5}"] for low in range(5)) == pytest.approx(1.0)
+    shares = [value for name, value in train.items() if name.startswith("share/")]
+    assert sum(shares) == pytest.approx(1.0)
+
+
+class Silent:
+    """A judge that answers one pair in `every`."""
+
+    fingerprint = "silent"
+
+    def __init__(self, every):
+        self.every, self.count = every, 0
+
+    def compare(self, pairs):
+        judgments = []
+        for _ in pairs:
+            self.count += 1
+            spoken = self.every and self.count % self.every == 0
+            judgments.append(Judgment(0.75) if spoken else Judgment(NO_VERDICT, reason="the line was dead"))
+        return judgments
+
+
+def test_a_run_without_verdicts_stops_and_says_why(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, PairwiseReward(Silent(0), RoundRobin()))
+    with pytest.raises(NoVerdictError, match=r"'gram' gave no score to 100% of the 8 .*the line was dead \(12 x\)"):
+        trainer.train()
+
+
+def test_the_threshold_counts_responses_and_the_rest_is_a_warning(policy, tmp_path, caplog):
+    rows = [{"prompt": prompt, "reference": "tea"} for prompt in PROMPTS * 4]
+    settings = {"rows": rows, "reference": "dataset", "max_steps": 1}
+    strict = make_trainer(policy, tmp_path, PairwiseReward(Silent(2)), max_no_verdict_rate=0.4, **settings)
+    with pytest.raises(NoVerdictError, match=r"50% of the 8 responses .*--max_no_verdict_rate 40%"):
+        strict.train()
+    lenient = make_trainer(policy, tmp_path, PairwiseReward(Silent(2)), max_no_verdict_rate=0.5, **settings)
+    with caplog.at_level(logging.WARNING, "rlhf"):
+        lenient.train()
+    assert "step 0: 4 of 8 responses without a score. Reasons: the line was dead (4 x)" in caplog.text
+
+
+def test_a_judge_that_contradicts_itself_is_warned_of_once(policy, tmp_path, caplog):
+    biased = BothOrders(TableJudge(lambda a, b: 0.9))  # whatever is read first wins
+    trainer = make_trainer(policy, tmp_path, PairwiseReward(biased, RoundRobin()), max_steps=3)
+    with caplog.at_level(logging.WARNING, "rlhf"):
+        trainer.train()
+    assert caplog.text.count("agrees with itself in both reading orders on 0% of the pairs") == 1
+    fair = BothOrders(TableJudge(lambda a, b: 0.5 + (len(a) > len(b)) / 4 - (len(a) < len(b)) / 4))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "rlhf"):
+        make_trainer(policy, tmp_path, PairwiseReward(fair, RoundRobin()), min_order_consistency=0.01).train()
+    assert "agrees with itself" not in caplog.text
+
+
+# --- refusals, before any weights load --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "message"),
+    [
+        (
+            {"per_device_train_batch_size": 4, "num_generations": 8},
+            2,
+            r"\(4\) x --steps_per_generation \(1\) = 4 responses .*--num_generations \(8\) does not divide.* 2 ranks",
+        ),
+        (
+            {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2, "num_generations_eval": 4},
+            2,
+            r"--per_device_eval_batch_size = 2 responses .*--num_generations_eval \(4\) does not divide",
+        ),
+        ({"reward_weights": [1.0]}, 1, "--reward_weights .*sums of rewards are made by the reward backend"),
+        ({"sync_ref_model": True, "beta": 0.1, "win_rate_steps": 1}, 1, "--sync_ref_model moves the policy"),
+        ({"max_no_verdict_rate": 1.5}, 1, "--max_no_verdict_rate 1.5 is not a share"),
+        ({"min_order_consistency": -1.0}, 1, "--min_order_consistency -1.0 is not a share"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, settings, ranks, message):
+    monkeypatch.setattr(JudgedGRPOConfig, "world_size", property(lambda self: ranks))
+    with pytest.raises(SettingsError, match=message):
+        config(tmp_path, **settings)
+
+
+def test_too_few_prompts_for_a_rollout_are_refused(policy, tmp_path):
+    with pytest.raises(SettingsError, match="1 prompts, a rollout takes 2 different ones"):
+        make_trainer(policy, tmp_path, Judged(len), rows=[{"prompt": "Tell me about rain"}])
+
+
+def test_scores_are_not_divided_by_the_groups_spread_unless_asked(tmp_path):
+    assert config(tmp_path).scale_rewards == "none"
+    assert config(tmp_path, scale_rewards="group").scale_rewards == "group"
