@@ -43,20 +43,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     rows = []
     with tqdm(total=len(NOISES) * len(SIZES) * arguments.trials) as bar:
         for noise in NOISES:
             for size in SIZES:
                 rows += measure(size, noise, arguments.trials, arguments.seed, bar)
-    with (arguments.output / "pairing.csv").open("w", newline="") as file:
+    with (arguments.output_dir / "pairing.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["noise", "G", "pairing", "judgments", *COLUMNS])
         table.writeheader()
         table.writerows(
             {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows
         )
-    draw([row for row in rows if row["noise"] == SHOWN], arguments.output / "pairing.png")
+    draw([row for row in rows if row["noise"] == SHOWN], arguments.output_dir / "pairing.png")
     for row in rows:
         print(f"τ {row['noise']:.0f}  G {row['G']:2}  {row['pairing']:30} {row['judgments']:4} judgments", end="")
         print("".join(f"  {name} {row[name]:.3f}" for name in COLUMNS))

@@ -116,7 +116,7 @@ class Swiss:
 
     def __post_init__(self):
         if self.rounds is not None and self.rounds < 1:
-            raise SettingsError(f"--reward_rounds {self.rounds}: a tournament has 1 round or more")
+            raise SettingsError(f"a Swiss tournament of {self.rounds} rounds: it has 1 round or more")
 
     def next_round(self, size: int, results: Sequence[Result]) -> list[tuple[int, int]]:
         played, points = Counter(), Counter()

@@ -88,3 +88,17 @@ def test_an_error_inside_a_forward_ends_the_launch_with_its_text(judge, tmp_path
     assert ended.returncode != 0
     assert "ValueError: out of memory, say" in ended.stdout
     assert time.monotonic() - begin < 90
+
+
+def test_ppo_and_grpo_train_on_a_sharded_judge(judge, tmp_path):
+    run_deepspeed([REPOSITORY / "tests" / "distributed" / "judged_trainers.py", judge, tmp_path])
+    report = json.loads((tmp_path / "rank0.json").read_text())
+    assert set(report) == {"ppo", "grpo", "swiss"}
+    for name, steps in report.items():
+        assert len(steps) == 2
+        for step in steps:
+            assert step["rewards/gram/mean"] == pytest.approx(step["objective/gold"], abs=1e-5), name
+            assert 0 <= step["objective/win_rate_vs_initial"] <= 1
+    # On two ranks: eight pairs; two groups of four, six pairs each; four of six over two rounds.
+    assert [steps[0]["reward/gram/judgments"] for steps in report.values()] == [8, 12, 8]
+    assert json.loads((tmp_path / "rank1.json").read_text()).keys() == report.keys()

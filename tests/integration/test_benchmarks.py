@@ -1,5 +1,6 @@
 """The benchmarks of docs/benchmarks.md run, with less of everything."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -23,6 +24,21 @@ def test_the_critic_ablation_draws_and_counts(tmp_path):
     assert "constant 0.5, λ 1: gold of the last 6 rollouts" in output
     assert len((tmp_path / "critic_ablation.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
     assert (tmp_path / "critic_ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_pairing_simulation_draws_and_counts(tmp_path):
+    benchmark("pairing", "--trials", 20, "--output_dir", tmp_path)
+    assert "swiss" in (tmp_path / "pairing.csv").read_text().lower()
+    assert (tmp_path / "pairing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_cache_serves_what_has_been_judged(tmp_path):
+    benchmark("cache", "--prompts", 4, "--responses", 4, "--steps", 8, "--output_dir", tmp_path)
+    rows = list(csv.DictReader((tmp_path / "cache.csv").open()))
+    hits = {row["what"]: float(row["cache_hits"]) for row in rows}
+    assert len(hits) == 5 + 2 * 3
+    assert all(share == 1.0 for what, share in hits.items() if "again" in what or "continued" in what), hits
+    assert all(share < 0.5 for what, share in hits.items() if what.endswith("a run")), hits
 
 
 @requires_shared

@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
 
 README = (REPOSITORY / "README.md").read_text()
-IN_SMALL_WORLD = "deepspeed recipes/ppo_gram.py"  # run by test_quickstart.py, where there is a small world
+IN_SMALL_WORLD = {"deepspeed recipes/ppo_gram.py", "deepspeed --num_gpus 2 recipes/grpo_gram.py"}  # test_quickstart.py
 BY_MAKE = {"make quickstart", "make test"}  # test_quickstart.py runs what the first does; the second runs this
 
 
@@ -23,7 +23,7 @@ def commands() -> list[str]:
     return [" ".join(line.split()) for line in re.findall(r"^    ((?:make|deepspeed|python) .*)$", text, re.MULTILINE)]
 
 
-RUNNABLE = [command for command in commands() if command not in {*BY_MAKE, IN_SMALL_WORLD}]
+RUNNABLE = [command for command in commands() if command not in BY_MAKE | IN_SMALL_WORLD]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def toys(tmp_path_factory):
 
 
 def test_the_readme_names_its_commands():
-    assert set(commands()) >= {*BY_MAKE, IN_SMALL_WORLD}
-    assert len(RUNNABLE) == 4
+    assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD
+    assert len(RUNNABLE) == 5
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
@@ -65,7 +65,9 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
             at = words.index(flag) + 1
             words[at] = str(value or toys / words[at])
     small = {"--max_steps": 1, "--per_device_train_batch_size": 4, "--gradient_checkpointing": "false"}
-    if "ppo_gram" in command:
+    if "grpo_gram" in command:
+        small |= {"--per_device_train_batch_size": 8}
+    if "po_gram" in command:
         small |= {"--max_completion_length": 8, "--steps_per_generation": 1, "--gradient_accumulation_steps": 1}
         small |= {"--report_to": "none"}
     else:

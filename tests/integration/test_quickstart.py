@@ -61,3 +61,20 @@ def test_the_main_job_runs_without_flags_on_one_rank(small_world, tmp_path):
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["settings"]["RewardArguments"]["reward_reference"] == "greedy"
     assert record["settings"]["PPOConfig"]["deepspeed"].endswith("zero3_cpu.json")
+
+
+def test_grpo_runs_without_flags_on_two_ranks(small_world, tmp_path):
+    flags = ["--max_steps", "4", "--output_dir", tmp_path / "out", "--reward_placement", "zero3"]
+    done = run_deepspeed(
+        [REPOSITORY / "recipes" / "grpo_gram.py", *flags], env={"GRAM_SMALL_WORLD": small_world}, timeout=900
+    )
+    (first,) = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"][:1]
+    assert first["rewards/gram/mean"] == pytest.approx(0.5, abs=1e-6), "a round robin is zero-sum"
+    assert {"objective/gold", "objective/win_rate_vs_initial", "reward/gram/order_consistency"} <= set(first)
+    # 2 ranks x 32 rows x 2 minibatches in groups of 8: 16 groups of 28 pairs.
+    assert first["reward/gram/judgments"] == 16 * 28
+    lines = done.stdout[done.stdout.index("memory plan") :].splitlines()[1:5]
+    assert [line.split()[0] for line in lines] == ["policy", "initial", "judge", "together"]
+    assert "sharded over 2 ranks (float32)" in lines[2]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["settings"]["JudgedGRPOConfig"]["deepspeed"].endswith("zero3_cpu.json")

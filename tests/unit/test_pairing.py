@@ -107,7 +107,7 @@ def test_an_odd_number_of_opponents_or_none_is_refused(opponents):
 
 
 def test_a_tournament_of_no_rounds_is_refused():
-    with pytest.raises(SettingsError, match="--reward_rounds 0"):
+    with pytest.raises(SettingsError, match="Swiss tournament of 0 rounds"):
         Swiss(rounds=0)
 
 
