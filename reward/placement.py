@@ -85,7 +85,7 @@ def load_sharded(load: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module
 
 def parameter_count(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:
     """Parameters of the causal language model that `config` describes; nothing is allocated."""
-    with torch.device("meta"):
+    with whole(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
 
