@@ -63,6 +63,8 @@ class PairwiseReward:
         values = [float(value) for value in aggregations.scale(estimate.probability, self.scale)]
         judgments = [judgment for _, judgment in tournament.played]
         reasons = tuple(judgment.reason for judgment in judgments if not judgment.has_verdict)
+        if not judgments and tournament.positions:
+            reasons = (f"a single response meets nobody under the pairing {self.pairing.name}",)
         return GroupScore(
             tuple(values[position] for position in tournament.positions),
             judgment_metrics(judgments),
@@ -88,8 +90,9 @@ class _Tournament:
         positions = list(range(len(players)))
         if pairing.order_dependent:  # distinct responses in an order of their own: permutations change nothing
             players = canonical_order(group.prompt, players, seed)
-            place = {player: position for position, player in enumerate(players)}
-            positions = [place[response] for response in group.responses]
+            positions = [players.index(response) for response in group.responses]
+            if len(players) == 1 < len(group.responses):  # equal responses have nobody else to meet
+                players *= 2
         size = len(players)
         if pairing.uses_reference:
             players.append(group.reference)

@@ -11,13 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.backends import PairwiseReward
+from reward.backends import PairwiseReward, WeightedSum
+from reward.bradley_terry import EnsembleReward
 from reward.cache import Cached, JudgmentStore
 from reward.errors import SettingsError
 from reward.judges.wrappers import BothOrders
 from reward.metrics import judgment_metrics, means, merge
+from reward.pairing import Circular, Knockout, RoundRobin, Swiss
+from reward.rules import LengthPenalty, RuleReward
 from reward.small_world import GoldReward
 from reward.types import NO_VERDICT, Group, GroupScore, Judge, Judgment, Metric, Pair, RewardBackend, as_prompt
+from tests.bradley_terry_toys import tiny_reward
 from tests.support import TableJudge, pairs_of_many_lengths, tiny_judge
 
 ATOL = 1e-5
@@ -26,6 +30,10 @@ _FOLDERS = tempfile.TemporaryDirectory()  # gone with the process
 
 def stored_judge() -> BothOrders:
     return BothOrders(Cached(tiny_judge(), JudgmentStore(tempfile.mkdtemp(dir=_FOLDERS.name))))
+
+
+def among(*settings) -> PairwiseReward:
+    return PairwiseReward(BothOrders(Cached(tiny_judge())), *settings)
 
 
 # Each makes a fresh one. Judges marked fair must turn p into 1 - p when a pair is swapped.
@@ -39,10 +47,21 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 FAIR = ["BothOrders(GramJudge)", "BothOrders(Cached(GramJudge))", "BothOrders(Cached(GramJudge, store))"]
 BACKENDS: dict[str, Callable[[], RewardBackend]] = {
     "GoldReward": GoldReward,
+    "BradleyTerryReward": tiny_reward,
+    "BradleyTerryReward, plain text": lambda: tiny_reward("gpt2", template=None, max_length=100, token_budget=300),
+    "EnsembleReward": lambda: EnsembleReward([tiny_reward(), tiny_reward("qwen2", seed=1)], "min"),
+    "RuleReward": lambda: RuleReward(LengthPenalty(20, "characters"), "length"),
     "PairwiseReward(GramJudge)": lambda: PairwiseReward(tiny_judge()),
     "PairwiseReward(BothOrders(GramJudge))": lambda: PairwiseReward(BothOrders(tiny_judge())),
     "PairwiseReward(BothOrders(Cached(GramJudge)))": lambda: PairwiseReward(BothOrders(Cached(tiny_judge()))),
     "PairwiseReward(BothOrders(Cached(GramJudge, store)))": lambda: PairwiseReward(stored_judge()),
+    "round robin, mean": lambda: among(RoundRobin(), "mean"),
+    "round robin, Bradley-Terry, logit": lambda: among(RoundRobin(), "bradley_terry", "logit"),
+    "round robin, Copeland, margin": lambda: among(RoundRobin(), "copeland", "margin"),
+    "circular": lambda: among(Circular(2), "bradley_terry"),
+    "Swiss": lambda: among(Swiss(), "bradley_terry"),
+    "knockout": lambda: among(Knockout(), "bradley_terry"),
+    "WeightedSum": lambda: WeightedSum([(2.0, PairwiseReward(BothOrders(tiny_judge()))), (-1.0, GoldReward())]),
 }
 over_judges = pytest.mark.parametrize("judge", JUDGES, indirect=True)
 over_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
@@ -219,6 +238,23 @@ def test_scores_are_finite_or_nan(backend):
 
 
 @over_backends
+def test_a_missing_score_has_a_reason(backend):
+    for score in backend.score(groups()):
+        assert score.reasons or not any(math.isnan(value) for value in score.scores)
+
+
+@over_backends
+def test_equal_responses_get_a_score(backend):
+    link = "We have sent you a fresh link."
+    group = Group(as_prompt("I forgot my password. Please help me."), (link,) * 3, link)
+    scores = backend.score([group])[0].scores
+    assert max(scores) - min(scores) == pytest.approx(0, abs=ATOL)
+    if isinstance(backend, PairwiseReward) and isinstance(backend.judge, BothOrders):
+        tie = {"probability": 0.5, "margin": 0.0, "logit": 0.0}[backend.scale]
+        assert_same(scores, [tie] * 3)
+
+
+@over_backends
 def test_two_batches_together_or_apart_score_the_same(backend):
     together = backend.score(groups())
     assert_same(values(backend.score(groups()[:1]) + backend.score(groups()[1:])), values(together))
@@ -247,7 +283,7 @@ def test_the_same_seed_gives_the_same_answer(backend):
     def answers():
         return [(replace(score, metrics=()), rates(score.metrics)) for score in backend.score(groups())]
 
-    assert answers() == answers()
+    assert repr(answers()) == repr(answers())  # NaN equals NaN
 
 
 @over_backends
@@ -259,7 +295,8 @@ def test_metrics_are_named_numbers_of_their_own_group(backend):
         assert rates(score.metrics) == pytest.approx(alone, abs=ATOL)
         assert all(0 <= value <= 1 for value in alone.values())
         assert all(metric.count > 0 and 0 <= metric.total <= metric.count for metric in metrics)
-        assert "no_verdict" in alone or not isinstance(backend, PairwiseReward)
+        assert any(name.endswith("no_verdict") for name in alone) == (score.judgments > 0)
+        assert bool(group.responses) or not score.reasons
 
 
 def test_a_group_without_a_reference_is_refused_with_the_way_out():
