@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from reward import aggregation as aggregations
 from reward.errors import SettingsError
 from reward.metrics import judgment_metrics
+from reward.normalise import Moments
 from reward.pairing import AgainstReference, Pairing, Result, canonical_order
 from reward.types import Group, GroupScore, Judge, Judgment, Metric, Pair, RewardBackend
 
@@ -118,6 +119,23 @@ def _require_references(groups: Sequence[Group], name: str) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Member:
+    """A backend in a sum: weight x its score, normalised by `moments` and held within ±`clip` where these are given."""
+
+    weight: float
+    backend: RewardBackend
+    moments: Moments | None = None
+    clip: float | None = None
+
+    def worth(self, score: float) -> float:
+        if self.moments is not None:
+            score = self.moments.normalise(score)
+        if self.clip is not None and score == score:
+            score = max(-self.clip, min(self.clip, score))
+        return self.weight * score
+
+
 class WeightedSum:
     """The weighted sum of several backends' scores: one backend to the trainer.
 
@@ -125,28 +143,35 @@ class WeightedSum:
     several reward functions themselves, but count a missing one as 0 (TRL's `nansum`), so sums are made here.
     """
 
-    def __init__(self, members: Sequence[tuple[float, RewardBackend]], name: str = "sum"):
-        """Raises SettingsError: no members, two of one name, a weight that is not finite."""
-        names = [backend.name for _, backend in members]
+    def __init__(self, members: Sequence[Member], name: str = "sum"):
+        """Raises SettingsError: no members, two of one name, a weight that is not finite, a clip that is no bound."""
+        names = [member.backend.name for member in members]
         if not names or len(set(names)) != len(names):
             raise SettingsError(f"a weighted sum needs members of different names, not {names}")
-        for weight, backend in members:
-            if not math.isfinite(weight):
-                raise SettingsError(f"the weight of {backend.name!r} is {weight}, not a number")
+        for member in members:
+            if not math.isfinite(member.weight):
+                raise SettingsError(f"the weight of {member.backend.name!r} is {member.weight}, not a finite number")
+            if member.clip is not None and not member.clip > 0:
+                raise SettingsError(f"the clip of {member.backend.name!r} is {member.clip}: it must be above 0")
         self.members = tuple(members)
         self.name = name
 
     def score(self, groups: Sequence[Group]) -> list[GroupScore]:
-        of_members = [backend.score(groups) for _, backend in self.members]
+        of_members = [member.backend.score(groups) for member in self.members]
         return [self._sum(of_group) for of_group in zip(*of_members, strict=True)]
 
     def _sum(self, parts: tuple[GroupScore, ...]) -> GroupScore:
-        scores, metrics, reasons = [], [], []
-        for values in zip(*(part.scores for part in parts), strict=True):
-            scores.append(sum(weight * value for (weight, _), value in zip(self.members, values, strict=True)))
-        for (_, backend), part in zip(self.members, parts, strict=True):
-            scored = [value for value in part.scores if value == value]
-            own = [*part.metrics, *([Metric("score", sum(scored), len(scored))] if scored else [])]
-            metrics += [Metric(f"{backend.name}/{metric.name}", metric.total, metric.count) for metric in own]
-            reasons += [f"{backend.name}: {reason}" for reason in part.reasons]
-        return GroupScore(tuple(scores), tuple(metrics), tuple(reasons), sum(part.judgments for part in parts))
+        metrics, reasons = [], []
+        for member, part in zip(self.members, parts, strict=True):
+            scored = [score for score in part.scores if score == score]
+            own = list(part.metrics)
+            if scored:
+                own.append(Metric("score", sum(scored), len(scored)))
+                own.append(Metric("score_squared", sum(score**2 for score in scored), len(scored)))
+            metrics += [metric._replace(name=f"{member.backend.name}/{metric.name}") for metric in own]
+            reasons += [f"{member.backend.name}: {reason}" for reason in part.reasons]
+        scores = tuple(
+            sum(member.worth(score) for member, score in zip(self.members, of_response, strict=True))
+            for of_response in zip(*(part.scores for part in parts), strict=True)
+        )
+        return GroupScore(scores, tuple(metrics), tuple(reasons), sum(part.judgments for part in parts))

@@ -5,6 +5,7 @@ judged step reports, and defaults that fit win probabilities.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from reward.errors import SettingsError, require_finite_loss
+from reward.normalise import Normaliser
 from reward.types import RewardBackend
 from rlhf.judged import JudgedArguments, JudgedRollout, check_data
 from rlhf.references import References, load_initial_policy, refuse_loaded_adapter
@@ -60,6 +62,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
             measured against: `greedy`, `initial` or `dataset`.
         versus: scores responses against one fixed response, for the win rate; default: `backend`.
         gold: a backend whose scores are logged as `objective/gold` and never trained on.
+        normaliser: of `backend`, where it normalises its members; saved with checkpoints.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo"]
@@ -76,6 +79,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         gold: RewardBackend | None = None,
+        normaliser: Normaliser | None = None,
         peft_config=None,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -102,7 +106,13 @@ class JudgedGRPOTrainer(GRPOTrainer):
             if initial_policy is None and peft_config is None:
                 initial_policy = load_initial_policy(self)
         self.rollout = JudgedRollout(
-            self, References(self, initial_policy), backend, versus=versus or backend, reference=reference, gold=gold
+            self,
+            References(self, initial_policy),
+            backend,
+            versus=versus or backend,
+            reference=reference,
+            gold=gold,
+            normaliser=normaliser,
         )
 
     def _set_signature_columns_if_needed(self):
@@ -136,3 +146,12 @@ class JudgedGRPOTrainer(GRPOTrainer):
         super().log(logs, start_time)
         if training:
             self.rollout.show_samples()
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        self.rollout.save(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.rollout.load(Path(checkpoint))

@@ -4,11 +4,13 @@ Groups are rebuilt, references decoded, scores fetched, and everything a judged 
 logged. Metrics of the reward are sums over all ranks, not means of means.
 """
 
+import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
@@ -17,12 +19,14 @@ from trl import GRPOTrainer
 from trl.trainer.utils import print_prompt_completions_sample
 
 from reward.errors import NoVerdictError, SettingsError
-from reward.metrics import means
+from reward.metrics import means, merge
+from reward.normalise import Normaliser
 from reward.trl_signature import groups_from_rows, require_whole_groups, rows_from_scores
 from reward.types import Group, GroupScore, Metric, RewardBackend
 from rlhf.references import References
 
 REFERENCES = ("greedy", "initial", "dataset")
+_STATE_NAME = "judged_state.json"
 _logger = get_logger(__name__)
 
 
@@ -117,6 +121,7 @@ class JudgedRollout:
         reference: what a group is measured against: the current policy's `greedy` response, the `initial` policy's,
             the `dataset`'s, or None where the backend compares the responses with each other.
         gold: a backend whose scores are logged as `objective/gold` and never trained on.
+        normaliser: what `backend` normalises its members by; each training rollout is added after it was scored.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class JudgedRollout:
         versus: RewardBackend,
         reference: str | None,
         gold: RewardBackend | None,
+        normaliser: Normaliser | None,
     ):
         self._trainer = trainer
         self._references = references
@@ -135,10 +141,11 @@ class JudgedRollout:
         self.versus = versus
         self.reference = reference
         self.gold = gold
+        self.normaliser = normaliser
         self.training_phases = Phases()
         self._evaluation_phases = Phases()
         self.scores: list[float] = []  # of this rank's last rollout, NaN where there is none
-        self._consistent = True
+        self._inconsistent: set[str] = set()
 
     @property
     def phases(self) -> Phases:
@@ -208,22 +215,26 @@ class JudgedRollout:
         self, results: Sequence[GroupScore], seconds: float, wins: list[float] | None, gold: list[float]
     ) -> dict[str, float]:
         """What the step says about its judging, over all ranks; stops the run or warns where that is due."""
-        metrics = [metric for result in results for metric in result.metrics]
-        prefix = f"reward/{self.backend.name}"
-        metrics = [Metric(f"{prefix}/{name}", total, count) for name, total, count in metrics]
-        metrics += [Metric("objective/gold", sum(gold), len(gold))]
-        metrics += [Metric("objective/win_rate_vs_initial", sum(wins or []), len(wins or []))]
+        of_backend = [metric for result in results for metric in result.metrics]
+        own = [Metric("objective/gold", sum(gold), len(gold))]
+        own.append(Metric("objective/win_rate_vs_initial", sum(wins or []), len(wins or [])))
         scores = [score for result in results for score in result.scores]
         missing = sum(score != score for score in scores)
         reasons = Counter(reason for result in results for reason in result.reasons)
         judgments = sum(result.judgments for result in results)
-        ranks = gather_object([(metrics, len(scores), missing, reasons, judgments, seconds)])
-        columns = list(zip(*ranks, strict=True))
-        report = means(metric for of_rank in columns[0] for metric in of_rank)
-        self._stop_without_verdicts(sum(columns[1]), sum(columns[2]), sum(columns[3], Counter()))
-        self._warn_of_inconsistency(report.get(f"{prefix}/order_consistency"))
-        report[f"{prefix}/judgments"] = float(sum(columns[4]))
-        report[f"{prefix}/judgments_per_second"] = sum(columns[4]) / max(columns[5])
+        # Merged here, because a rank may send thousands of groups.
+        of_rank = (merge(of_backend), merge(own), len(scores), missing, reasons, judgments, seconds)
+        backends, owns, responses, silent, told, judged, clocks = zip(*gather_object([of_rank]), strict=True)
+        self._stop_without_verdicts(sum(responses), sum(silent), sum(told, Counter()))
+        merged = merge(metric for metrics in backends for metric in metrics.values())
+        self._warn_of_inconsistency(merged)
+        if self.normaliser is not None and self._trainer.model.training:
+            self.normaliser.update(merged)
+        report = means(metric for metrics in owns for metric in metrics.values())
+        prefix = f"reward/{self.backend.name}"
+        report |= {f"{prefix}/{name}": value for name, value in means(merged.values()).items()}
+        report[f"{prefix}/judgments"] = float(sum(judged))
+        report[f"{prefix}/judgments_per_second"] = sum(judged) / max(clocks)
         return report
 
     def _stop_without_verdicts(self, responses: int, missing: int, reasons: Counter[str]) -> None:
@@ -239,16 +250,31 @@ class JudgedRollout:
             )
         _logger.warning(f"step {step}: {missing} of {responses} responses without a score. Reasons: {told}")
 
-    def _warn_of_inconsistency(self, consistency: float | None) -> None:
+    def _warn_of_inconsistency(self, merged: Mapping[str, Metric]) -> None:
+        """Once a fall, not once a step; every judge of a sum is asked."""
         least = self._trainer.args.min_order_consistency
-        consistent = consistency is None or consistency >= least
-        if self._consistent and not consistent:  # once a fall, not once a step
+        rates = {name: rate for name, rate in means(merged.values()).items() if name.endswith("order_consistency")}
+        low = {name for name, rate in rates.items() if rate < least}
+        for name in sorted(low - self._inconsistent):
+            judge = name.rpartition("/")[0] or self.backend.name
             _logger.warning(
-                f"step {self._trainer.state.global_step}: the judge agrees with itself in both reading orders on "
-                f"{consistency:.0%} of the pairs, less than --min_order_consistency {least:.0%} (chance is 50 %): its "
-                "scores say little. Are the responses alike, too long for it, or unlike what it was trained on?"
+                f"step {self._trainer.state.global_step}: the judge of {judge} agrees with itself in both reading "
+                f"orders on {rates[name]:.0%} of the pairs, less than --min_order_consistency {least:.0%} (chance is "
+                "50 %): its scores say little. Are the responses alike, too long, or unlike what it was trained on?"
             )
-        self._consistent = consistent
+        self._inconsistent = low
+
+    def save(self, folder: Path) -> None:
+        """What a checkpoint must keep for the scores to go on as they were."""
+        if self.normaliser is not None and self._trainer.args.should_save:
+            (folder / _STATE_NAME).write_text(json.dumps(self.normaliser.state()))
+
+    def load(self, folder: Path) -> None:
+        """Raises SettingsError: the checkpoint was written with another reward."""
+        if self.normaliser is not None:
+            if not (folder / _STATE_NAME).exists():
+                raise SettingsError(f"{folder} has no {_STATE_NAME}: it was written by a run that normalised nothing")
+            self.normaliser.load(json.loads((folder / _STATE_NAME).read_text()))
 
     def show_samples(self) -> None:
         """The table of samples, every `sample_steps` optimizer steps."""

@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from reward.errors import require_finite_loss
+from reward.normalise import Normaliser
 from reward.types import RewardBackend
 from rlhf.advantages import (
     adapt_kl_coef,
@@ -53,6 +54,7 @@ class PPOTrainer(GRPOTrainer):
         versus: scores responses against one fixed response, for the win rate; default: `backend`.
         critic: a loaded critic instead of `args.critic_model`.
         gold: a second backend whose scores are logged as `objective/gold` and never trained on.
+        normaliser: of `backend`, where it normalises its members; saved with checkpoints.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
@@ -72,6 +74,7 @@ class PPOTrainer(GRPOTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         critic: PreTrainedModel | None = None,
         gold: RewardBackend | None = None,
+        normaliser: Normaliser | None = None,
         peft_config=None,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -97,7 +100,13 @@ class PPOTrainer(GRPOTrainer):
         if not self._peft:
             self.ref_model = load_initial_policy(self)
         self.rollout = JudgedRollout(
-            self, References(self, self.ref_model), backend, versus=versus or backend, reference=reference, gold=gold
+            self,
+            References(self, self.ref_model),
+            backend,
+            versus=versus or backend,
+            reference=reference,
+            gold=gold,
+            normaliser=normaliser,
         )
         self.critic = None
         if not args.constant_critic:
@@ -312,6 +321,7 @@ class PPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        self.rollout.save(folder)
         if self.critic is not None:
             self.critic.save_state(folder)
         if self.args.should_save:
@@ -321,6 +331,7 @@ class PPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        self.rollout.load(Path(checkpoint))
         if self.critic is not None:
             self.critic.load_state(checkpoint)
         self.kl_coef = json.loads(Path(checkpoint, _STATE_NAME).read_text())["kl_coef"]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.backends import PairwiseReward, WeightedSum
+from reward.backends import Member, PairwiseReward, WeightedSum
 from reward.bradley_terry import EnsembleReward
 from reward.cache import Cached, JudgmentStore
 from reward.errors import SettingsError
@@ -61,7 +61,9 @@ BACKENDS: dict[str, Callable[[], RewardBackend]] = {
     "circular": lambda: among(Circular(2), "bradley_terry"),
     "Swiss": lambda: among(Swiss(), "bradley_terry"),
     "knockout": lambda: among(Knockout(), "bradley_terry"),
-    "WeightedSum": lambda: WeightedSum([(2.0, PairwiseReward(BothOrders(tiny_judge()))), (-1.0, GoldReward())]),
+    "WeightedSum": lambda: WeightedSum(
+        [Member(2.0, PairwiseReward(BothOrders(tiny_judge()))), Member(-1.0, GoldReward())]
+    ),
 }
 over_judges = pytest.mark.parametrize("judge", JUDGES, indirect=True)
 over_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)

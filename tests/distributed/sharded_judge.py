@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from transformers import AutoModelForCausalLM
 
-from reward.backends import PairwiseReward, WeightedSum
+from reward.backends import Member, PairwiseReward, WeightedSum
 from reward.cache import Cached, JudgmentStore
 from reward.judges.gram import GramJudge
 from reward.judges.wrappers import BothOrders
@@ -67,7 +67,7 @@ def main() -> None:
 
     def backends(judge):
         asked = BothOrders(Cached(judge, store if judge is sharded else None))
-        summed = WeightedSum([(2.0, PairwiseReward(asked, Swiss(), "bradley_terry", name="swiss"))])
+        summed = WeightedSum([Member(2.0, PairwiseReward(asked, Swiss(), "bradley_terry", name="swiss"))])
         return {
             "round robin": PairwiseReward(asked, RoundRobin()),
             "swiss": PairwiseReward(asked, Swiss(), "bradley_terry", "logit"),

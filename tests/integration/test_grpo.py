@@ -9,12 +9,13 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from reward.aggregation import mean_win_probability
-from reward.backends import PairwiseReward, WeightedSum
+from reward.backends import Member, PairwiseReward, WeightedSum
 from reward.cache import Cached
 from reward.encoding import JudgeConfig
 from reward.errors import NoVerdictError, SettingsError
 from reward.judges.gram import GramJudge
 from reward.judges.wrappers import BothOrders
+from reward.normalise import Moments, Normaliser
 from reward.pairing import Result, RoundRobin
 from reward.types import NO_VERDICT, GroupScore, Judgment
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
@@ -91,6 +92,30 @@ def test_the_backend_sees_whole_groups_and_advantages_are_centred_scores(policy,
     torch.testing.assert_close(batch["advantages"], wanted, atol=1e-6, rtol=0)
 
 
+def test_a_member_is_normalised_by_the_rollouts_before_and_a_resumed_run_goes_on(policy, tmp_path):
+    def trainer_of(max_steps):
+        moments = Moments()
+        backend = WeightedSum([Member(2.0, Judged(lambda response: 10.0 + len(response)), moments, clip=1.0)])
+        trainer = make_trainer(policy, tmp_path, backend, max_steps=max_steps, save_strategy="steps", save_steps=2)
+        trainer.rollout.normaliser = Normaliser({"judged": moments})
+        fix_responses(trainer, ["a", "tea", "the maps", "light and rain"])
+        return trainer
+
+    scores = torch.tensor([11.0, 13.0, 18.0, 24.0])
+    first = trainer_of(2)
+    first.train()
+    assert first.rollout.normaliser.state() == {"judged": [16, 264.0, pytest.approx(4 * (scores**2).sum().item())]}
+    wanted = 2 * ((scores - 16.5) / scores.std(correction=0)).clamp(-1.0, 1.0)
+    assert first.rollout.scores == pytest.approx([*wanted.tolist()] * 2, abs=1e-5), "the second rollout's"
+    assert wanted[3] == 2.0, "clipped"
+    second = trainer_of(3)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert second.rollout.normaliser.state()["judged"][0] == 24
+    (tmp_path / "checkpoint-2" / "judged_state.json").unlink()
+    with pytest.raises(SettingsError, match=r"has no judged_state\.json"):
+        trainer_of(3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 class Half:
     """A member without an opinion on texts with an e; `silence` says how it is silent."""
 
@@ -107,7 +132,7 @@ class Half:
 
 
 def test_a_row_that_one_member_of_a_sum_does_not_score_gets_advantage_zero(policy, tmp_path):
-    backend = WeightedSum([(1.0, Judged(lambda response: len(response) / 10)), (0.5, Half())])
+    backend = WeightedSum([Member(1.0, Judged(lambda response: len(response) / 10)), Member(0.5, Half())])
     trainer = make_trainer(policy, tmp_path, backend)
     fix_responses(trainer, ["tea", "a", "maps", "rain or so"])
     batch = rollout(trainer, [{"prompt": PROMPTS[0]}])
@@ -177,6 +202,16 @@ def test_no_copy_of_the_initial_policy_is_loaded_for_nothing(policy, tmp_path):
     assert kept.ref_model is None, "TRL's own stays off: beta is 0"
     with_kl = make_trainer(policy, tmp_path, Judged(len), win_rate_steps=1, beta=0.1)
     assert with_kl.rollout._references._initial_policy is with_kl.ref_model
+
+
+def test_the_initial_policy_stays_what_it_was(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, Judged(count_e), win_rate_steps=1, learning_rate=5e-2, max_steps=4)
+    before = trainer.rollout._references.initial(PROMPTS)
+    assert before == trainer.rollout._references.current(PROMPTS)
+    trainer.train()
+    trainer.rollout._references._known.clear()
+    assert trainer.rollout._references.initial(PROMPTS) == before
+    assert trainer.rollout._references.current(PROMPTS) != before
 
 
 def test_with_an_adapter_the_initial_policy_is_the_base(policy, tmp_path):
