@@ -3,26 +3,25 @@
 # deepspeed recipes/grpo_gram.py --config recipes/configs/grpo_gram_qwen3.yaml
 """GRPO with a generative reward model: the responses to one prompt meet each other, and the better half is learnt."""
 
-import small_world_cache
 from datasets import Dataset
 from policy_run import (
+    describe_run,
     in_small_world,
     load_tokenizer,
     model_init_kwargs,
+    prepare_small_world,
     print_plan,
     read_policy_prompts,
     small_world_defaults,
 )
 from trl import ModelConfig, get_peft_config
 
-from reward.config import RewardArguments, build_reward, check_reward
+from reward.config import RewardArguments, build_reward, check_reward, reward_help
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.judged import check_data
 from rlhf.launch import parse_args, run_main, start, write_run_record
-
-PAIRING = "round_robin"
 
 
 def main() -> None:
@@ -32,20 +31,23 @@ def main() -> None:
         (DataArguments, RewardArguments, JudgedGRPOConfig, ModelConfig),
         defaults=small_world_defaults("grpo_small_world.yaml") if small_world else {},
     )
+    if reward_args.reward == "help":
+        print(reward_help())
+        return
     if small_world:
-        small_world_cache.ensure_built()
+        prepare_small_world(reward_args)
 
     # Everything that can be refused is refused before any weights load.
     tokenizer = load_tokenizer(model_args, args.trust_remote_code)
-    generations = min(args.num_generations, args.num_generations_eval or args.num_generations)
-    reference = check_reward(reward_args, default_pairing=PAIRING, num_generations=generations)
     prompts, eval_dataset = read_policy_prompts(data, args, model_args, tokenizer)
+    run = describe_run(prompts, args, default_pairing="round_robin")
+    reference = check_reward(reward_args, run)
     dataset = Dataset.from_list(prompts.rows)
     check_data(dataset, args, reference)
     needs_initial = bool(args.beta or args.win_rate_steps) or reference == "initial"
     print_plan(reward_args, args, model_args, critic=False, initial_policy=needs_initial and not model_args.use_peft)
 
-    reward = build_reward(reward_args, default_pairing=PAIRING)
+    reward = build_reward(reward_args, run)
     args.model_init_kwargs = model_init_kwargs(args, model_args)
     trainer = JudgedGRPOTrainer(
         model_args.model_name_or_path,
@@ -57,6 +59,7 @@ def main() -> None:
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         gold=GoldReward() if small_world else None,
+        normaliser=reward.normaliser,
         peft_config=get_peft_config(model_args),
     )
     if trainer.accelerator.is_main_process:

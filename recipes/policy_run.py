@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig
 
-from reward.config import RewardArguments, plan_reward
+from reward.config import RewardArguments, Run, plan_reward
 from reward.errors import SettingsError
 from reward.placement import parameter_count
 from reward.training.arguments import DataArguments
@@ -31,10 +31,16 @@ def small_world_defaults(config: str) -> dict:
     settings = yaml.safe_load((CONFIGS / config).read_text())
     paths = {
         "model_name_or_path": str(world / "policy"),
-        "reward_model": str(world / "judge"),
         "dataset": [str(world / "data" / "train_prompts.jsonl")],
     }
     return settings | paths
+
+
+def prepare_small_world(reward_args: RewardArguments) -> None:
+    """Builds the small world where it is missing; its judge is the reward model unless the flags name another."""
+    world = small_world_cache.ensure_built()
+    if reward_args.reward == "gram" and reward_args.reward_model is None:
+        reward_args.reward_model = str(world / "judge")
 
 
 def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -71,6 +77,12 @@ def _fit(rows: list[dict], source: str, args: GRPOConfig, model_args: ModelConfi
     if args.process_index == 0:
         print(f"{source}: {len(prompts.rows)} prompts of at most {prompts.longest} tokens, {prompts.dropped} too long")
     return prompts
+
+
+def describe_run(prompts: PolicyPrompts, args: GRPOConfig, default_pairing: str) -> Run:
+    """What the reward has to know of this run."""
+    generations = min(args.num_generations, args.num_generations_eval or args.num_generations)
+    return Run(default_pairing, generations, [name for name in prompts.rows[0] if name != "prompt"])
 
 
 def print_plan(

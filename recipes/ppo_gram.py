@@ -3,19 +3,20 @@
 # deepspeed recipes/ppo_gram.py --config recipes/configs/ppo_gram_qwen3.yaml
 """PPO with a generative reward model: the policy learns to write what the judge prefers to a reference response."""
 
-import small_world_cache
 from datasets import Dataset
 from policy_run import (
+    describe_run,
     in_small_world,
     load_tokenizer,
     model_init_kwargs,
+    prepare_small_world,
     print_plan,
     read_policy_prompts,
     small_world_defaults,
 )
 from trl import ModelConfig, get_peft_config
 
-from reward.config import RewardArguments, build_reward, check_reward
+from reward.config import RewardArguments, build_reward, check_reward, reward_help
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
 from rlhf.judged import check_data
@@ -31,19 +32,22 @@ def main() -> None:
         (DataArguments, RewardArguments, PPOConfig, ModelConfig),
         defaults=small_world_defaults("ppo_small_world.yaml") if small_world else {},
     )
+    if reward_args.reward == "help":
+        print(reward_help())
+        return
     if small_world:
-        small_world_cache.ensure_built()
+        prepare_small_world(reward_args)
 
     # Everything that can be refused is refused before any weights load.
     tokenizer = load_tokenizer(model_args, args.trust_remote_code)
-    generations = min(args.num_generations, args.num_generations_eval or args.num_generations)
-    reference = check_reward(reward_args, num_generations=generations)
     prompts, eval_dataset = read_policy_prompts(data, args, model_args, tokenizer)
+    run = describe_run(prompts, args, default_pairing="reference")
+    reference = check_reward(reward_args, run)
     dataset = Dataset.from_list(prompts.rows)
     check_data(dataset, args, reference)
     print_plan(reward_args, args, model_args, critic=not args.constant_critic, initial_policy=not model_args.use_peft)
 
-    reward = build_reward(reward_args)
+    reward = build_reward(reward_args, run)
     args.model_init_kwargs = model_init_kwargs(args, model_args)
     trainer = PPOTrainer(
         model_args.model_name_or_path,
@@ -55,6 +59,7 @@ def main() -> None:
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         gold=GoldReward() if small_world else None,
+        normaliser=reward.normaliser,
         peft_config=get_peft_config(model_args),
     )
     if trainer.accelerator.is_main_process:

@@ -121,12 +121,20 @@ def _require_references(groups: Sequence[Group], name: str) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """A backend in a sum: weight x its score, normalised by `moments` and held within ±`clip` where these are given."""
+    """A backend in a sum: weight x its score, normalised by `moments` and held within ±`clip` where these are given.
+
+    `name` stands before its metrics; default: the backend's.
+    """
 
     weight: float
     backend: RewardBackend
     moments: Moments | None = None
     clip: float | None = None
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.backend.name
 
     def worth(self, score: float) -> float:
         if self.moments is not None:
@@ -145,14 +153,14 @@ class WeightedSum:
 
     def __init__(self, members: Sequence[Member], name: str = "sum"):
         """Raises SettingsError: no members, two of one name, a weight that is not finite, a clip that is no bound."""
-        names = [member.backend.name for member in members]
+        names = [member.label for member in members]
         if not names or len(set(names)) != len(names):
             raise SettingsError(f"a weighted sum needs members of different names, not {names}")
         for member in members:
             if not math.isfinite(member.weight):
-                raise SettingsError(f"the weight of {member.backend.name!r} is {member.weight}, not a finite number")
+                raise SettingsError(f"the weight of {member.label!r} is {member.weight}, not a finite number")
             if member.clip is not None and not member.clip > 0:
-                raise SettingsError(f"the clip of {member.backend.name!r} is {member.clip}: it must be above 0")
+                raise SettingsError(f"the clip of {member.label!r} is {member.clip}: it must be above 0")
         self.members = tuple(members)
         self.name = name
 
@@ -168,8 +176,8 @@ class WeightedSum:
             if scored:
                 own.append(Metric("score", sum(scored), len(scored)))
                 own.append(Metric("score_squared", sum(score**2 for score in scored), len(scored)))
-            metrics += [metric._replace(name=f"{member.backend.name}/{metric.name}") for metric in own]
-            reasons += [f"{member.backend.name}: {reason}" for reason in part.reasons]
+            metrics += [metric._replace(name=f"{member.label}/{metric.name}") for metric in own]
+            reasons += [f"{member.label}: {reason}" for reason in part.reasons]
         scores = tuple(
             sum(member.worth(score) for member, score in zip(self.members, of_response, strict=True))
             for of_response in zip(*(part.scores for part in parts), strict=True)

@@ -1,87 +1,52 @@
 """From flags to a reward backend: one table, one builder.
 
-Legend of a table entry: which flags the backend reads, how its settings are checked before any weights load, which
-models it will load and where, how it is built.
+A table entry says which flags the backend reads, how its settings are checked before any weights load, which models it
+will load and where, and how it is built. Sums in a YAML file are read by `reward.composite`.
 """
 
+import importlib.util
+import json
 import os
-from collections.abc import Callable, Set
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Set
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import distributed
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from reward import aggregation as aggregations
-from reward.backends import PairwiseReward
+from reward.arguments import RewardArguments as RewardArguments  # recipes import it from here
+from reward.backends import Member, PairwiseReward, WeightedSum
+from reward.bradley_terry import COMBINATIONS, BradleyTerryReward, EnsembleReward, load_response_encoder
 from reward.cache import Cached, JudgmentStore
+from reward.composite import read_sum
 from reward.errors import SettingsError
-from reward.judges.gram import DEFAULT_TOKEN_BUDGET, GramJudge, adapter_base, load_encoder
+from reward.judges.gram import GramJudge, adapter_base, load_encoder
 from reward.judges.wrappers import BothOrders
+from reward.models import DEFAULT_TOKEN_BUDGET
+from reward.normalise import Moments, Normaliser
 from reward.pairing import PAIRINGS, Circular, Pairing
 from reward.placement import PLACEMENTS, ShardedJudge, TogetherReward, parameter_count, require_ranks
+from reward.rules import RuleReward, load_rule
+from reward.trl_signature import require_columns
 from reward.types import Judge, Placed, RewardBackend
 
+REFERENCES = ("greedy", "initial", "dataset")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass
-class RewardArguments:
-    """Which reward, and how it judges. Unset flags are None, so that a flag given in vain can be refused by name."""
+@dataclass(frozen=True)
+class Run:
+    """What a recipe knows of the run that a reward is for.
 
-    reward: str = field(default="gram", metadata={"help": "Reward backend: gram."})
-    reward_model: str | None = field(default=None, metadata={"help": "Folder or hub name of the judge."})
-    reward_model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the hub."})
-    reward_pairing: str | None = field(
-        default=None,
-        metadata={
-            "help": "Who meets whom: reference (each response one reference; PPO's default), or the responses of a "
-            "prompt each other: round_robin (GRPO's default), circular, swiss, knockout."
-        },
-    )
-    reward_opponents: int | None = field(
-        default=None, metadata={"help": "Opponents of each response under --reward_pairing circular; even, default 4."}
-    )
-    reward_aggregation: str | None = field(
-        default=None,
-        metadata={
-            "help": "What results are worth: mean (win probability; default of reference and round_robin), "
-            "bradley_terry (default of the others), copeland."
-        },
-    )
-    reward_scale: str | None = field(
-        default=None, metadata={"help": "probability (default), margin (2p - 1) or logit (clipped)."}
-    )
-    reward_reference: str | None = field(
-        default=None,
-        metadata={
-            "help": "What a response is measured against under --reward_pairing reference: greedy (the current "
-            "policy's greedy response, the method as published; default), initial (the initial policy's), dataset "
-            "(the column 'reference')."
-        },
-    )
-    reward_cache: str | None = field(
-        default=None, metadata={"help": "Folder that keeps judgments on disk, for this run and later ones."}
-    )
-    reward_placement: str | None = field(
-        default=None,
-        metadata={
-            "help": "replicated (a whole judge on every rank; default) or zero3 (one, sharded over the ranks: a share "
-            "of the memory, a collective for every layer)."
-        },
-    )
-    reward_max_length: int | None = field(
-        default=None, metadata={"help": "Longest judge input in tokens; default: gram.json's, or the whole context."}
-    )
-    reward_token_budget: int | None = field(
-        default=None, metadata={"help": f"Tokens of a judging batch, with padding; default {DEFAULT_TOKEN_BUDGET}."}
-    )
-    reward_dtype: str | None = field(
-        default=None, metadata={"help": "Precision of the judge; default bfloat16 on a GPU, float32 elsewhere."}
-    )
-    reward_trust_remote_code: bool | None = field(
-        default=None, metadata={"help": "Run model code that the judge's repository brings."}
-    )
+    default_pairing: where no flag says one. num_generations: responses a prompt, the smaller of training and
+    evaluation. columns: of the data set beside the prompt, None where they are not known.
+    """
+
+    default_pairing: str = "reference"
+    num_generations: int = 1
+    columns: Collection[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,29 +54,28 @@ class Reward:
     """What the flags describe.
 
     backend: scores groups for training. versus: scores the same responses against one fixed response a group, for
-    win rates. The two share their weights.
+    win rates. The two share their weights. normaliser: of a sum whose members are normalised; the training loop
+    updates and saves it.
     """
 
     backend: RewardBackend
     versus: RewardBackend
+    normaliser: Normaliser | None = None
 
 
 @dataclass(frozen=True)
-class _Backend:
+class Backend:
+    """A line of the table. `check` returns what a response is measured against, None where nothing is needed."""
+
+    summary: str
     flags: Set[str]
-    check: Callable[[RewardArguments, str, int], str | None]
+    check: Callable[[RewardArguments, Run], str | None]
     plan: Callable[[RewardArguments], tuple[Placed, ...]]
-    build: Callable[[RewardArguments, str], Reward]
+    build: Callable[[RewardArguments, Run], Reward]
 
 
-def check_reward(
-    arguments: RewardArguments, *, default_pairing: str = "reference", num_generations: int = 1
-) -> str | None:
+def check_reward(arguments: RewardArguments, run: Run | None = None) -> str | None:
     """Refuses bad reward flags before any weights load.
-
-    Args:
-        default_pairing: the recipe's, where no flag says one.
-        num_generations: responses a prompt, the smaller of training and evaluation.
 
     Returns:
         What a response is measured against: `greedy`, `initial` or `dataset`; None where no reference is needed.
@@ -120,69 +84,102 @@ def check_reward(
         SettingsError: unknown backend, a flag it does not read, a flag it needs, flags that contradict each other.
         PromptError and its kinds: the judge's tokenizer does not fit its prompt.
     """
-    if arguments.reward not in BACKENDS:
-        raise SettingsError(f"--reward {arguments.reward} is unknown: choose one of {', '.join(sorted(BACKENDS))}")
-    backend = BACKENDS[arguments.reward]
+    backend = _backend(arguments.reward)
     for item in fields(arguments):
         given = getattr(arguments, item.name) is not None
         if item.name != "reward" and given and item.name not in backend.flags:
-            known = ", ".join(f"--{name}" for name in sorted(backend.flags))
+            known = ", ".join(f"--{name}" for name in sorted(backend.flags)) or "no flags of its own"
             raise SettingsError(f"--{item.name} is not read by --reward {arguments.reward}, which knows {known}")
-    return backend.check(arguments, default_pairing, num_generations)
+    return backend.check(arguments, run or Run())
 
 
 def plan_reward(arguments: RewardArguments) -> tuple[Placed, ...]:
     """The models that `build_reward` will load on this rank, for the memory plan; no weights are read for it."""
-    return BACKENDS[arguments.reward].plan(arguments)
+    return _backend(arguments.reward).plan(arguments)
 
 
-def build_reward(arguments: RewardArguments, *, default_pairing: str = "reference") -> Reward:
+def build_reward(arguments: RewardArguments, run: Run | None = None) -> Reward:
     """What the flags describe, its weights loaded. Call `check_reward` first."""
-    return BACKENDS[arguments.reward].build(arguments, default_pairing)
+    return _backend(arguments.reward).build(arguments, run or Run())
 
 
-# --- gram -----------------------------------------------------------------------------------------------------------
+def reward_help() -> str:
+    """Every backend, its flags and their defaults."""
+    of_flag = {item.name: item.metadata["help"] for item in fields(RewardArguments)}
+    lines = ["--reward takes one of these; a flag that it does not read is refused.", ""]
+    for name, backend in {**BACKENDS, "FILE.yaml": SUM, "package.module:factory": FACTORY}.items():
+        lines += [f"{name}: {backend.summary}"]
+        lines += [f"  --{flag}: {of_flag[flag]}" for flag in of_flag if flag in backend.flags] + [""]
+    return "\n".join(lines)
 
 
-def _check_gram(arguments: RewardArguments, default_pairing: str, num_generations: int) -> str | None:
-    if arguments.reward_model is None:
-        raise SettingsError("--reward gram needs --reward_model: the folder or hub name of a judge")
-    for flag, known in (
-        ("reward_dtype", DTYPES),
-        ("reward_pairing", tuple(PAIRINGS)),
-        ("reward_aggregation", tuple(aggregations.AGGREGATIONS)),
-        ("reward_scale", tuple(aggregations.SCALES)),
-        ("reward_placement", PLACEMENTS),
-    ):
-        if (value := getattr(arguments, flag)) is not None and value not in known:
-            raise SettingsError(f"--{flag} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
-    pairing, aggregation, _ = _comparison(arguments, default_pairing)
-    aggregations.check(pairing, aggregation)
-    if not pairing.uses_reference and num_generations < 2:
-        raise SettingsError(
-            f"--reward_pairing {pairing.name} lets the responses of one prompt meet each other, and there is "
-            f"{num_generations} of them: raise --num_generations (and --num_generations_eval), or choose "
-            "--reward_pairing reference"
-        )
-    if not pairing.uses_reference and arguments.reward_reference is not None:
-        raise SettingsError(
-            f"--reward_reference {arguments.reward_reference} is not read by --reward_pairing {pairing.name}, under "
-            "which responses meet each other: leave it, or choose --reward_pairing reference"
-        )
-    if arguments.reward_placement == "zero3":
-        require_ranks()
-    load_encoder(
-        arguments.reward_model,
-        revision=arguments.reward_model_revision,
-        max_length=arguments.reward_max_length,
-        trust_remote_code=bool(arguments.reward_trust_remote_code),
+def _backend(name: str) -> Backend:
+    if name in BACKENDS:
+        return BACKENDS[name]
+    if name.endswith((".yaml", ".yml")):
+        return SUM
+    if ":" in name:
+        return FACTORY
+    raise SettingsError(
+        f"--reward {name} is unknown: choose one of {', '.join(BACKENDS)}, a FILE.yaml or package.module:factory"
     )
-    return (arguments.reward_reference or "greedy") if pairing.uses_reference else None
 
 
-def _comparison(arguments: RewardArguments, default_pairing: str) -> tuple[Pairing, str, str]:
+# --- what several backends share --------------------------------------------------------------------------------------
+
+
+def _one_of(arguments: RewardArguments, **known: Collection[str]) -> None:
+    for flag, values in known.items():
+        if (value := getattr(arguments, flag)) is not None and value not in values:
+            *most, last = values
+            raise SettingsError(f"--{flag} {value}: choose {', '.join(most)} or {last}")
+
+
+def _needs(arguments: RewardArguments, flag: str, what: str) -> Any:
+    if (value := getattr(arguments, flag)) is None:
+        raise SettingsError(f"--reward {arguments.reward} needs --{flag}: {what}")
+    return value
+
+
+def _given(arguments: RewardArguments, **names: str) -> dict[str, Any]:
+    """Keyword arguments for those flags that are set."""
+    return {name: value for name, flag in names.items() if (value := getattr(arguments, flag)) is not None}
+
+
+def _model_settings(arguments: RewardArguments) -> dict[str, Any]:
+    return {
+        "revision": arguments.reward_model_revision,
+        "max_length": arguments.reward_max_length,
+        "trust_remote_code": bool(arguments.reward_trust_remote_code),
+    }
+
+
+def _require_serve_extra(arguments: RewardArguments) -> None:
+    for module in ("httpx", "fastapi"):
+        if importlib.util.find_spec(module) is None:
+            raise SettingsError(f'--reward {arguments.reward} needs {module}: pip install "gram-rlhf[serve]"')
+
+
+def _nothing(_: RewardArguments) -> tuple[Placed, ...]:
+    return ()
+
+
+def _model_bytes(arguments: RewardArguments, path: str, auto=AutoModelForCausalLM) -> tuple[str, int]:
+    """Precision and bytes of a model's weights, counted from its configuration."""
+    base = adapter_base(path, arguments.reward_model_revision)
+    trust = bool(arguments.reward_trust_remote_code)
+    revision = None if base else arguments.reward_model_revision
+    config = AutoConfig.from_pretrained(base or path, revision=revision, trust_remote_code=trust)
+    dtype = arguments.reward_dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    return dtype, parameter_count(config, trust, auto) * getattr(torch, dtype).itemsize
+
+
+# --- comparing: gram, llm_judge ---------------------------------------------------------------------------------------
+
+
+def _comparison(arguments: RewardArguments, run: Run) -> tuple[Pairing, str, str]:
     """Pairing, aggregation and scale, with defaults for what the flags leave open."""
-    name = arguments.reward_pairing or default_pairing
+    name = arguments.reward_pairing or run.default_pairing
     if arguments.reward_opponents is not None and name != Circular.name:
         raise SettingsError(
             f"--reward_opponents {arguments.reward_opponents} is not read by --reward_pairing {name}: only circular "
@@ -193,49 +190,319 @@ def _comparison(arguments: RewardArguments, default_pairing: str) -> tuple[Pairi
     return pairing, aggregation, arguments.reward_scale or "probability"
 
 
-def _build_gram(arguments: RewardArguments, default_pairing: str) -> Reward:
-    sharded = arguments.reward_placement == "zero3"
-    gram = GramJudge.from_pretrained(
-        arguments.reward_model,
-        revision=arguments.reward_model_revision,
-        dtype=arguments.reward_dtype,
-        max_length=arguments.reward_max_length,
-        token_budget=arguments.reward_token_budget or DEFAULT_TOKEN_BUDGET,
-        trust_remote_code=bool(arguments.reward_trust_remote_code),
-        sharded=sharded,
+def _check_comparison(arguments: RewardArguments, run: Run) -> str | None:
+    _one_of(
+        arguments,
+        reward_pairing=PAIRINGS,
+        reward_aggregation=aggregations.AGGREGATIONS,
+        reward_scale=aggregations.SCALES,
+        reward_reference=REFERENCES,
     )
+    pairing, aggregation, _ = _comparison(arguments, run)
+    aggregations.check(pairing, aggregation)
+    if pairing.uses_reference:
+        return arguments.reward_reference or "greedy"
+    if run.num_generations < 2:
+        raise SettingsError(
+            f"--reward_pairing {pairing.name} lets the responses of one prompt meet each other, and there is "
+            f"{run.num_generations} of them: raise --num_generations (and --num_generations_eval), or choose "
+            "--reward_pairing reference"
+        )
+    if arguments.reward_reference is not None:
+        raise SettingsError(
+            f"--reward_reference {arguments.reward_reference} is not read by --reward_pairing {pairing.name}, under "
+            "which responses meet each other: leave it, or choose --reward_pairing reference"
+        )
+    return None
+
+
+def _pairwise(judge: Judge, arguments: RewardArguments, run: Run) -> Reward:
+    """`judge` in both orders, behind the cache, as a backend and as its head-to-head twin."""
     rank = int(os.environ.get("RANK", "0"))
     store = None if arguments.reward_cache is None else JudgmentStore(arguments.reward_cache, writer=rank)
-    spread = ShardedJudge(gram) if sharded else gram
-    judge: Judge = BothOrders(Cached(spread, store))
-    pairing, aggregation, scale = _comparison(arguments, default_pairing)
-    backend: RewardBackend = PairwiseReward(judge, pairing, aggregation, scale)
-    versus: RewardBackend = PairwiseReward(judge)
-    if sharded:
-        backend, versus = TogetherReward(backend, spread), TogetherReward(versus, spread)
-    return Reward(backend, versus)
+    fair = BothOrders(Cached(judge, store))
+    pairing, aggregation, scale = _comparison(arguments, run)
+    name = arguments.reward
+    return Reward(PairwiseReward(fair, pairing, aggregation, scale, name=name), PairwiseReward(fair, name=name))
+
+
+def _check_gram(arguments: RewardArguments, run: Run) -> str | None:
+    path = _needs(arguments, "reward_model", "the folder or hub name of a judge")
+    _one_of(arguments, reward_dtype=DTYPES, reward_placement=PLACEMENTS)
+    reference = _check_comparison(arguments, run)
+    if arguments.reward_placement == "zero3":
+        require_ranks()
+    load_encoder(path, **_model_settings(arguments))
+    return reference
 
 
 def _plan_gram(arguments: RewardArguments) -> tuple[Placed, ...]:
-    path, revision = arguments.reward_model, arguments.reward_model_revision
-    base = adapter_base(path, revision)
-    trust = bool(arguments.reward_trust_remote_code)
-    model_config = AutoConfig.from_pretrained(
-        base or path, revision=None if base else revision, trust_remote_code=trust
-    )
-    dtype = arguments.reward_dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
-    size = parameter_count(model_config, trust) * getattr(torch, dtype).itemsize
+    dtype, size = _model_bytes(arguments, arguments.reward_model)
     if arguments.reward_placement == "zero3":
         ranks = distributed.get_world_size()
         return (Placed("judge", f"sharded over {ranks} ranks ({dtype})", -(-size // ranks)),)
     return (Placed("judge", f"replicated ({dtype})", size),)
 
 
-BACKENDS = {
-    "gram": _Backend(
-        flags={item.name for item in fields(RewardArguments)} - {"reward"},
-        check=_check_gram,
-        plan=_plan_gram,
-        build=_build_gram,
+def _build_gram(arguments: RewardArguments, run: Run) -> Reward:
+    sharded = arguments.reward_placement == "zero3"
+    gram = GramJudge.from_pretrained(
+        arguments.reward_model,
+        dtype=arguments.reward_dtype,
+        token_budget=arguments.reward_token_budget or DEFAULT_TOKEN_BUDGET,
+        sharded=sharded,
+        **_model_settings(arguments),
     )
+    if not sharded:
+        return _pairwise(gram, arguments, run)
+    judge = ShardedJudge(gram)
+    reward = _pairwise(judge, arguments, run)
+    return Reward(TogetherReward(reward.backend, judge), TogetherReward(reward.versus, judge))
+
+
+def _check_llm_judge(arguments: RewardArguments, run: Run) -> str | None:
+    _require_serve_extra(arguments)
+    _needs(arguments, "reward_model", "the folder or hub name of the judge's tokenizer")
+    _needs(arguments, "reward_url", "the server's address")
+    reference = _check_comparison(arguments, run)
+    _served_judge_parts(arguments)
+    return reference
+
+
+def _served_judge_parts(arguments: RewardArguments) -> tuple[Any, Any, Any]:
+    """Server, encoder and reading of an `LLMJudge`; no call is made yet."""
+    from reward.judges.llm_judge import Reading, load_served_encoder
+    from reward.judges.server_calls import Server
+
+    if len(arguments.reward_url) != 1:
+        raise SettingsError(f"--reward_url {' '.join(arguments.reward_url)}: --reward llm_judge takes one server")
+    reading = Reading(
+        **_given(
+            arguments,
+            method="reward_method",
+            send="reward_send",
+            top_logprobs="reward_top_logprobs",
+            answer_tokens="reward_answer_tokens",
+        )
+    )
+    server = Server(
+        arguments.reward_url[0],
+        arguments.reward_served_model or arguments.reward_model,
+        **_given(
+            arguments,
+            api_key_env="reward_api_key_env",
+            concurrency="reward_concurrency",
+            deadline="reward_deadline",
+            max_failures="reward_max_failures",
+        ),
+    )
+    encoder = load_served_encoder(
+        arguments.reward_model,
+        prompt=arguments.reward_prompt,
+        answer_tokens=reading.answer_tokens or 1,
+        **_model_settings(arguments),
+    )
+    return server, encoder, reading
+
+
+def _build_llm_judge(arguments: RewardArguments, run: Run) -> Reward:
+    from reward.judges.llm_judge import LLMJudge
+
+    return _pairwise(LLMJudge(*_served_judge_parts(arguments)), arguments, run)
+
+
+# --- scoring: bradley_terry, remote, rule, factories ------------------------------------------------------------------
+
+
+def _check_bradley_terry(arguments: RewardArguments, run: Run) -> None:
+    path = _needs(arguments, "reward_model", "the folder or hub name of a sequence classifier with one output")
+    _one_of(arguments, reward_dtype=DTYPES, reward_combine=COMBINATIONS)
+    if arguments.reward_combine is not None and arguments.reward_ensemble is None:
+        raise SettingsError(
+            f"--reward_combine {arguments.reward_combine}: name the further models in --reward_ensemble"
+        )
+    for each in (path, *(arguments.reward_ensemble or ())):
+        load_response_encoder(each, **_model_settings(arguments))
+
+
+def _plan_bradley_terry(arguments: RewardArguments) -> tuple[Placed, ...]:
+    paths = (arguments.reward_model, *(arguments.reward_ensemble or ()))
+    sizes = [_model_bytes(arguments, path, AutoModelForSequenceClassification) for path in paths]
+    return tuple(Placed("reward model", f"replicated ({dtype})", size) for dtype, size in sizes)
+
+
+def _build_bradley_terry(arguments: RewardArguments, run: Run) -> Reward:
+    members = [
+        BradleyTerryReward.from_pretrained(
+            path,
+            dtype=arguments.reward_dtype,
+            token_budget=arguments.reward_token_budget or DEFAULT_TOKEN_BUDGET,
+            **_model_settings(arguments),
+        )
+        for path in (arguments.reward_model, *(arguments.reward_ensemble or ()))
+    ]
+    backend = members[0] if len(members) == 1 else EnsembleReward(members, arguments.reward_combine or "mean")
+    return Reward(backend, backend)
+
+
+def _check_remote(arguments: RewardArguments, run: Run) -> str | None:
+    _require_serve_extra(arguments)
+    _needs(arguments, "reward_url", "the address of one or more reward servers")
+    _one_of(arguments, reward_reference=REFERENCES)
+    health = _connect(arguments).health
+    if run.num_generations < health.least_responses:
+        raise SettingsError(
+            f"--reward_url {arguments.reward_url[0]} compares the responses of a prompt with each other, and there is "
+            f"{run.num_generations} of them: raise --num_generations (and --num_generations_eval)"
+        )
+    if health.needs_reference:
+        return arguments.reward_reference or "greedy"
+    if arguments.reward_reference is not None:
+        raise SettingsError(
+            f"--reward_reference {arguments.reward_reference} is not read: what --reward_url "
+            f"{arguments.reward_url[0]} serves needs no reference"
+        )
+    return None
+
+
+def _connect(arguments: RewardArguments) -> Any:
+    from reward.remote import connect
+    from reward.wire import read_token
+
+    token = read_token(arguments.reward_api_key_env, "reward_api_key_env")
+    return connect(arguments.reward_url, token=token, **_given(arguments, timeout="reward_deadline"))
+
+
+def _build_remote(arguments: RewardArguments, run: Run) -> Reward:
+    from reward.remote import RemoteJudge, RemoteReward
+
+    servers = _connect(arguments)
+    backend = RemoteReward(servers)
+    return Reward(backend, PairwiseReward(RemoteJudge(servers)) if servers.health.judge else backend)
+
+
+def _load_rule(arguments: RewardArguments) -> Any:
+    path = _needs(arguments, "reward_rule", "package.module:function")
+    try:
+        settings = json.loads(arguments.reward_rule_arguments or "{}")
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--reward_rule_arguments {arguments.reward_rule_arguments}: no JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"--reward_rule_arguments {arguments.reward_rule_arguments}: not a JSON object")
+    return load_rule(path, settings)
+
+
+def _check_rule(arguments: RewardArguments, run: Run) -> None:
+    rule = _load_rule(arguments)
+    if run.columns is not None:
+        require_columns(rule, arguments.reward_rule, run.columns)
+
+
+def _build_rule(arguments: RewardArguments, run: Run) -> Reward:
+    name = arguments.reward_rule.rpartition(":")[2]
+    backend = RuleReward(_load_rule(arguments), name, as_text=bool(arguments.reward_rule_as_text))
+    return Reward(backend, backend)
+
+
+def _build_factory(arguments: RewardArguments, run: Run) -> Reward:
+    backend = load_rule(arguments.reward, flag="--reward")()
+    if not isinstance(backend, RewardBackend):
+        raise SettingsError(
+            f"--reward {arguments.reward} made {type(backend).__name__}, which is no reward backend: it needs a name "
+            "and score(groups), see reward/types.py"
+        )
+    return Reward(backend, backend)
+
+
+def _check_factory(arguments: RewardArguments, run: Run) -> None:
+    load_rule(arguments.reward, flag="--reward")
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+def _check_sum(arguments: RewardArguments, run: Run) -> str | None:
+    _, members = read_sum(arguments.reward)
+    references = {reference for member in members if (reference := check_reward(member.arguments, run)) is not None}
+    if len(references) > 1:
+        raise SettingsError(
+            f"--reward {arguments.reward}: its members need the references {', '.join(sorted(references))}, and a "
+            "group has one: give all members the same reward_reference"
+        )
+    return next(iter(references), None)
+
+
+def _plan_sum(arguments: RewardArguments) -> tuple[Placed, ...]:
+    return tuple(placed for member in read_sum(arguments.reward)[1] for placed in plan_reward(member.arguments))
+
+
+def _build_sum(arguments: RewardArguments, run: Run) -> Reward:
+    name, settings = read_sum(arguments.reward)
+    backends, twins, moments = [], [], {}
+    for member in settings:
+        inner = build_reward(member.arguments, run)
+        own = Moments() if member.normalise else None
+        label = member.name or inner.backend.name
+        backends.append(Member(member.weight, inner.backend, own, member.clip, label))
+        twins.append(Member(member.weight, inner.versus, own, member.clip, label))
+        moments |= {} if own is None else {label: own}
+        if inner.normaliser is not None:
+            moments |= {f"{label}/{path}": each for path, each in inner.normaliser.moments.items()}
+    normaliser = Normaliser(moments) if moments else None
+    return Reward(WeightedSum(backends, name), WeightedSum(twins, name), normaliser)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _flags(*names: str) -> frozenset[str]:
+    return frozenset(f"reward_{name}" for name in names)
+
+
+_TOKENIZER = _flags("model", "model_revision", "max_length", "trust_remote_code")
+_MODEL = _TOKENIZER | _flags("dtype", "token_budget")
+_COMPARISON = _flags("pairing", "opponents", "aggregation", "scale", "reference", "cache")
+_SERVER = _flags("url", "api_key_env", "deadline")
+_READING = _flags("served_model", "prompt", "method", "send", "top_logprobs", "answer_tokens")
+
+BACKENDS = {
+    "gram": Backend(
+        "a generative judge in this process, read by label probabilities",
+        _MODEL | _COMPARISON | _flags("placement"),
+        _check_gram,
+        _plan_gram,
+        _build_gram,
+    ),
+    "llm_judge": Backend(
+        "a judge behind an OpenAI-compatible server",
+        _TOKENIZER | _COMPARISON | _SERVER | _READING | _flags("concurrency", "max_failures"),
+        _check_llm_judge,
+        _nothing,
+        _build_llm_judge,
+    ),
+    "bradley_terry": Backend(
+        "sequence classifiers with one output",
+        _MODEL | _flags("ensemble", "combine"),
+        _check_bradley_terry,
+        _plan_bradley_terry,
+        _build_bradley_terry,
+    ),
+    "remote": Backend(
+        "any backend that recipes/serve_reward.py serves",
+        _SERVER | _flags("reference"),
+        _check_remote,
+        _nothing,
+        _build_remote,
+    ),
+    "rule": Backend(
+        "a function of the texts, in TRL's reward-function signature",
+        _flags("rule", "rule_arguments", "rule_as_text"),
+        _check_rule,
+        _nothing,
+        _build_rule,
+    ),
 }
+FACTORY = Backend(
+    "a function without arguments that returns a reward backend", frozenset(), _check_factory, _nothing, _build_factory
+)
+SUM = Backend("a weighted sum of these, see reward/composite.py", frozenset(), _check_sum, _plan_sum, _build_sum)

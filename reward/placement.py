@@ -83,10 +83,10 @@ def load_sharded(load: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module
     return engine
 
 
-def parameter_count(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:
-    """Parameters of the causal language model that `config` describes; nothing is allocated."""
+def parameter_count(config: PreTrainedConfig, trust_remote_code: bool = False, auto=AutoModelForCausalLM) -> int:
+    """Parameters of the model that `auto` makes from `config`, a causal language model; nothing is allocated."""
     with whole(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

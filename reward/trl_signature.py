@@ -3,12 +3,16 @@
 TRL's rows of one group stand next to each other. Its `completion` is our `response`.
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
-from reward.errors import SettingsError
+from reward.errors import GramError, SettingsError
 from reward.types import Group, GroupScore, Prompt, as_prompt
 
 Row = str | Sequence[Mapping[str, str]]
+_NO_COLUMNS = {"completion_ids", "trainer_state", "environments", "log_extra", "log_metric"}  # TRL's own, beside them
 
 
 def response_text(completion: Row) -> str:
@@ -21,23 +25,101 @@ def response_text(completion: Row) -> str:
 
 
 def groups_from_rows(
-    prompts: Sequence[Row], completions: Sequence[Row], num_generations: int, references: Sequence[str] | None = None
+    prompts: Sequence[Row],
+    completions: Sequence[Row],
+    num_generations: int,
+    references: Sequence[str] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[Group]:
-    """Groups of `num_generations` neighbouring rows; `references` has one text a group.
+    """Groups of `num_generations` neighbouring rows; `references` has one text a group, `columns` are TRL's
+    keyword lists, with one value a row.
 
     Raises:
         SettingsError: the rows of a group do not share their prompt, or do not divide into groups.
     """
     if len(prompts) % num_generations:
         raise SettingsError(f"{len(prompts)} rows do not divide into groups of {num_generations}")
+    data = {name: values for name, values in (columns or {}).items() if name not in _NO_COLUMNS}
     groups = []
     for index, start in enumerate(range(0, len(prompts), num_generations)):
         rows: list[Prompt] = [as_prompt(prompt) for prompt in prompts[start : start + num_generations]]
         if len(set(rows)) != 1:
             raise SettingsError(f"rows {start} to {start + num_generations - 1} of a group have different prompts")
         responses = tuple(response_text(completion) for completion in completions[start : start + num_generations])
-        groups.append(Group(rows[0], responses, None if references is None else references[index]))
+        reference = None if references is None else references[index]
+        beside = tuple((name, values[start]) for name, values in data.items())
+        groups.append(Group(rows[0], responses, reference, beside))
     return groups
+
+
+def call_reward_function(
+    function: Callable[..., Any], name: str, groups: Sequence[Group], *, as_text: bool = False
+) -> list[float]:
+    """One call of a TRL reward function with all rows of `groups`; a score a row, NaN where it returned None.
+
+    Prompts and completions are messages, as TRL hands over conversational data, or texts (`as_text`, its standard
+    data). The groups' columns come as lists beside them, None where a group has no such column; a function without
+    `**kwargs` gets those it names. It is not called for no rows.
+
+    Raises:
+        SettingsError: the function needs an argument that no column is.
+        GramError: it returned anything but one number or None a row; the message names the function.
+    """
+    rows = [(group, text) for group in groups for text in group.responses]
+    if not rows:
+        return []
+    names = dict.fromkeys(column for group in groups for column, _ in group.columns)
+    given: dict[str, list] = {column: [dict(group.columns).get(column) for group, _ in rows] for column in names}
+    given["prompts"] = [_row(group.prompt, as_text) for group, _ in rows]
+    given["completions"] = [text if as_text else [{"role": "assistant", "content": text}] for _, text in rows]
+    require_columns(function, name, names)
+    parameters = inspect.signature(function).parameters.values()
+    if all(item.kind is not inspect.Parameter.VAR_KEYWORD for item in parameters):
+        known = {item.name for item in parameters}
+        given = {key: values for key, values in given.items() if key in known}
+    return _row_scores(function(**given), len(rows), name)
+
+
+def require_columns(function: Callable[..., Any], name: str, columns: Collection[str]) -> None:
+    """Raises SettingsError: the reward function needs an argument that none of the data set's `columns` is."""
+    given = {"prompts", "completions", *columns}
+    parameters = inspect.signature(function).parameters.values()
+    if missing := [item.name for item in parameters if _is_required(item) and item.name not in given]:
+        raise SettingsError(
+            f"rule {name} needs {', '.join(missing)}, and the data set's columns are {', '.join(columns) or 'none'}: "
+            "add the column, or set the argument. Token ids and trainer state are never given: a rule reads text"
+        )
+
+
+def _row(prompt: Prompt, as_text: bool) -> Row:
+    if not as_text:
+        return [{"role": message.role, "content": message.content} for message in prompt]
+    return "\n\n".join(message.content for message in prompt)
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variadic = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and not variadic
+
+
+def _row_scores(result: Any, rows: int, name: str) -> list[float]:
+    if isinstance(result, str | Mapping) or not isinstance(result, Iterable):
+        raise GramError(f"rule {name} returned {type(result).__name__}, not a list with one number or None a response")
+    values = list(result)
+    if len(values) != rows:
+        raise GramError(f"rule {name} returned {len(values)} values for {rows} responses: it must return one each")
+    return [_score(value, position, name) for position, value in enumerate(values)]
+
+
+def _score(value: Any, position: int, name: str) -> float:
+    if value is None:
+        return math.nan
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError("a text")
+        return float(value)  # numpy's and torch's scalars too
+    except (TypeError, ValueError) as error:
+        raise GramError(f"rule {name} returned {value!r} for response {position}, not a number or None") from error
 
 
 def rows_from_scores(results: Sequence[GroupScore]) -> list[float | None]:

@@ -10,7 +10,7 @@ Legend: G responses of one prompt.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from reward.errors import DataError
 
@@ -118,11 +118,16 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All responses sampled for one prompt, and the response they are measured against, if there is one."""
+    """All responses sampled for one prompt, and the response they are measured against, if there is one.
+
+    `columns` are what the prompt's row of the data set says beside it, as (name, value): rules may need the solution.
+    Values are as the data set has them, lists and mappings too, so they are part of equality and not of the hash.
+    """
 
     prompt: Prompt
     responses: tuple[str, ...]  # (G,)
     reference: str | None = None
+    columns: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
 
 
 class Metric(NamedTuple):
@@ -167,6 +172,7 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
 class RewardBackend(Protocol):
     """The one thing a trainer knows about rewards."""
 
@@ -175,3 +181,11 @@ class RewardBackend(Protocol):
     def score(self, groups: Sequence[Group]) -> list[GroupScore]:
         """`out[i].scores[j]` scores `groups[i].responses[j]`."""
         ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A backend that says by itself what its scores depend on; needed only for serving it."""
+
+    fingerprint: str
+    """Changes whenever the same group could get another score."""

@@ -163,7 +163,7 @@ class JudgedRollout:
         with self.phases("rollout"):
             references = self._of_groups(unique, columns.get("reference"), size)
             rivals = self._references.initial(unique) if self._win_rate_is_due() else None
-        groups = groups_from_rows(prompts, completions, size, references)
+        groups = groups_from_rows(prompts, completions, size, references, columns)
         started = time.perf_counter()
         with self.phases("judging"):
             results = self.backend.score(groups)

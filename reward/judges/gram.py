@@ -1,9 +1,7 @@
 """GRAM's judge: the probability of a label token, read in one forward pass without generating anything."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,11 +13,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.label_logits import label_logits, left_pad
-from reward.placement import gathered, load_sharded, whole
+from reward.models import DEFAULT_TOKEN_BUDGET, batches_by_length, fingerprint
+from reward.placement import load_sharded, whole
 from reward.types import NO_VERDICT, Judgment, Pair
-
-DEFAULT_TOKEN_BUDGET = 16_384
-_NO_PART_OF_A_JUDGMENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
 class GramJudge:
@@ -39,7 +35,9 @@ class GramJudge:
         self.model = model.requires_grad_(False)
         self.encoder = encoder
         self.token_budget = token_budget
-        self.fingerprint = _fingerprint(model, encoder)
+        reading = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
+        del reading["label_smoothing"]  # says how the judge was trained, not how it judges
+        self.fingerprint = fingerprint(model, encoder.tokenizer, reading)
 
     @classmethod
     def from_pretrained(
@@ -91,7 +89,8 @@ class GramJudge:
         judgments = [
             Judgment(NO_VERDICT, reason=item.reason or "not judged yet", truncated=item.truncated) for item in encoded
         ]
-        return GramWork(encoded, list(self._batches(encoded)), judgments)
+        lengths = {i: len(item.ids) for i, item in enumerate(encoded) if not item.reason}
+        return GramWork(encoded, list(batches_by_length(lengths, self.token_budget)), judgments)
 
     @torch.no_grad()
     def forward(self, work: "GramWork", batch: int | None) -> None:
@@ -113,14 +112,6 @@ class GramJudge:
     @property
     def _pad_id(self) -> int:
         return self.encoder.tokenizer.pad_token_id or 0  # masked out, so any id does
-
-    def _batches(self, encoded: Sequence[Encoded]) -> Iterator[list[int]]:
-        """Indices of judgeable inputs, longest first, at most `token_budget` tokens a batch with padding."""
-        order = sorted((i for i, item in enumerate(encoded) if not item.reason), key=lambda i: -len(encoded[i].ids))
-        while order:
-            size = max(1, self.token_budget // len(encoded[order[0]].ids))
-            yield order[:size]
-            order = order[size:]
 
 
 @dataclass(frozen=True)
@@ -170,25 +161,3 @@ def adapter_base(path: str, revision: str | None = None) -> str | None:
     """The model that the LoRA adapter in a folder or hub repository belongs to; None where there is no adapter."""
     found = find_adapter_config_file(path, revision=revision)
     return None if found is None else json.loads(Path(found).read_text())["base_model_name_or_path"]
-
-
-def _fingerprint(model: nn.Module, encoder: JudgeEncoder) -> str:
-    """A digest of all that decides a judgment: every byte of the weights, architecture, tokenizer, prompt, labels,
-    template, max_length. Read once, at loading.
-    """
-    digest = hashlib.sha256()
-    causal = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # below an engine
-    for name, weight in causal.state_dict(keep_vars=True).items():
-        with gathered(weight) if causal is not model else nullcontext():
-            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy())
-    architecture = causal.config.to_diff_dict()
-    for name in _NO_PART_OF_A_JUDGMENT:
-        architecture.pop(name, None)
-    digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
-    config = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
-    del config["label_smoothing"]  # says how the judge was trained, not how it judges
-    config["chat_template"] = encoder.tokenizer.chat_template
-    config["vocabulary"] = hashlib.sha256(encoder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    return digest.hexdigest()

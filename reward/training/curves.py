@@ -36,10 +36,11 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | Path, title:
         steps, accuracy = curve(judged, "eval_accuracy")
         _, low = curve(judged, "eval_accuracy_ci_low")
         _, high = curve(judged, "eval_accuracy_ci_high")
-        right.plot(steps, accuracy, marker="o", markersize=4, label="accuracy, both orders (95 %)")
+        right.plot(steps, accuracy, marker="o", markersize=4, label="accuracy (95 %)")
         right.fill_between(steps, low, high, alpha=0.2)
         for name, label in (("order_consistency", "order consistency"), ("label_mass", "label mass P(A) + P(B)")):
-            right.plot(*curve(judged, f"eval_{name}"), marker="o", markersize=4, label=label)
+            if any(f"eval_{name}" in entry for entry in judged):
+                right.plot(*curve(judged, f"eval_{name}"), marker="o", markersize=4, label=label)
         right.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
         right.set(xlabel="step", ylim=(0, 1.02), title="held-out pairs")
         right.legend(

@@ -176,7 +176,8 @@ def read_unlabeled(
 def read_prompts(
     rows: Sequence[Mapping[str, Any]], source: str, where: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Rows `{"prompt"}`, with `reference` where there is one, for reinforcement learning.
+    """Rows `{"prompt"}`, with `reference` where there is one and with plain columns beside it (a rule may need the
+    solution), for reinforcement learning.
 
     The prompt stays as it was given, text or messages, because TRL applies the chat template to messages only. Of
     preference rows with an implicit prompt that prompt is taken.
@@ -268,10 +269,21 @@ def _prompt_row(row: Mapping[str, Any], repairs: Counter) -> dict[str, Any]:
     if isinstance(prompt, tuple):
         prompt = [{"role": message.role, "content": message.content} for message in prompt]
     _checked_prompt(prompt, Counter())
-    reference = row.get("reference")
-    if reference is None:
-        return {"prompt": prompt}
-    return {"prompt": prompt, "reference": _response(reference, "reference", repairs)}
+    beside = {name: value for name, value in row.items() if name not in _NOT_BESIDE and _is_plain(value)}
+    if (reference := row.get("reference")) is not None:
+        beside["reference"] = _response(reference, "reference", repairs)
+    return {"prompt": prompt, **beside}
+
+
+# Columns that are read otherwise, or that TRL would take for its own.
+_NOT_BESIDE = {"prompt", "reference", "chosen", "rejected", "responses", "completion", "messages", "image", "images"}
+_NOT_BESIDE |= {"tools", "input_ids", "prompt_ids", "completion_ids", "trainer_state", "environments"}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(item is None or isinstance(item, str | int | float) for item in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 # --- parts of a row ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The loss of GRAM's second stage, as functions of label logits.
+"""The loss of GRAM's second stage, as functions of label logits, and of its Bradley-Terry baseline.
 
 arXiv 2506.14175: label smoothing on the two label tokens optimises a regularised pairwise ranking loss. With
 Δ = z_l - z_l' (the logit of the right label minus the other):
@@ -32,3 +32,14 @@ def label_loss(label_logits: torch.Tensor, label: torch.Tensor, epsilon: float) 
     """
     margin = label_logits[:, 0] - label_logits[:, 1]  # (B,)
     return smoothed_ranking_loss(torch.where(label == 0, margin, -margin), epsilon)
+
+
+def bradley_terry_loss(
+    chosen: torch.Tensor, rejected: torch.Tensor, required: torch.Tensor | float, epsilon: float
+) -> torch.Tensor:
+    """L_ε of the scores r_w and r_l, elementwise, with Δ = r_w - r_l - m (gram.md section 9).
+
+    -(1-ε) log σ(Δ) - ε log σ(-Δ), least where r_w - r_l = m + log((1-ε)/ε). `required` is m, the margin by which the
+    chosen response should win; `epsilon` in [0, 0.5) by the paper's convention. With m and ε 0 it is -log σ(r_w - r_l).
+    """
+    return smoothed_ranking_loss(chosen - rejected - required, epsilon)

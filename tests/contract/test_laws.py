@@ -18,10 +18,13 @@ from reward.errors import SettingsError
 from reward.judges.wrappers import BothOrders
 from reward.metrics import judgment_metrics, means, merge
 from reward.pairing import Circular, Knockout, RoundRobin, Swiss
+from reward.remote import RemoteJudge, RemoteReward
 from reward.rules import LengthPenalty, RuleReward
 from reward.small_world import GoldReward
 from reward.types import NO_VERDICT, Group, GroupScore, Judge, Judgment, Metric, Pair, RewardBackend, as_prompt
 from tests.bradley_terry_toys import tiny_reward
+from tests.reward_server import in_thread
+from tests.served_judge import served_judge
 from tests.support import TableJudge, pairs_of_many_lengths, tiny_judge
 
 ATOL = 1e-5
@@ -43,8 +46,14 @@ JUDGES: dict[str, Callable[[], Judge]] = {
     "BothOrders(GramJudge)": lambda: BothOrders(tiny_judge()),
     "BothOrders(Cached(GramJudge))": lambda: BothOrders(Cached(tiny_judge())),
     "BothOrders(Cached(GramJudge, store))": stored_judge,
+    "LLMJudge": served_judge,
+    "LLMJudge, generative scoring": lambda: served_judge(method="generative_scoring"),
+    "LLMJudge, text": lambda: served_judge(method="text"),
+    "BothOrders(Cached(LLMJudge))": lambda: BothOrders(Cached(served_judge())),
+    "RemoteJudge": lambda: RemoteJudge(in_thread(PairwiseReward(BothOrders(tiny_judge("qwen2"))))),
 }
 FAIR = ["BothOrders(GramJudge)", "BothOrders(Cached(GramJudge))", "BothOrders(Cached(GramJudge, store))"]
+FAIR += ["BothOrders(Cached(LLMJudge))", "RemoteJudge"]
 BACKENDS: dict[str, Callable[[], RewardBackend]] = {
     "GoldReward": GoldReward,
     "BradleyTerryReward": tiny_reward,
@@ -61,6 +70,8 @@ BACKENDS: dict[str, Callable[[], RewardBackend]] = {
     "circular": lambda: among(Circular(2), "bradley_terry"),
     "Swiss": lambda: among(Swiss(), "bradley_terry"),
     "knockout": lambda: among(Knockout(), "bradley_terry"),
+    "PairwiseReward(BothOrders(Cached(LLMJudge)))": lambda: PairwiseReward(BothOrders(Cached(served_judge()))),
+    "RemoteReward": lambda: RemoteReward(in_thread(PairwiseReward(BothOrders(tiny_judge())))),
     "WeightedSum": lambda: WeightedSum(
         [Member(2.0, PairwiseReward(BothOrders(tiny_judge()))), Member(-1.0, GoldReward())]
     ),

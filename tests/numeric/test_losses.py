@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from reward.training.losses import epsilon_from_torch, label_loss, smoothed_ranking_loss
+from reward.training.losses import bradley_terry_loss, epsilon_from_torch, label_loss, smoothed_ranking_loss
 
 A, B = 0, 1
 VECTORS = [  # z_A, z_B, label, ε, L_ε
@@ -75,3 +75,31 @@ def test_minimum_is_where_the_paper_says(epsilon):
 def test_large_margins_stay_finite():
     loss = label_loss(torch.tensor([[500.0, -500.0], [-500.0, 500.0]]), torch.tensor([A, A]), 0.0)
     assert loss.tolist() == [0.0, 1000.0]
+
+
+# --- Bradley-Terry ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("z_a", "z_b", "label", "epsilon", "expected"), VECTORS)
+def test_bradley_terry_loss_has_the_vectors_of_section_5(z_a, z_b, label, epsilon, expected):
+    chosen, rejected = (z_a, z_b) if label == A else (z_b, z_a)
+    loss = bradley_terry_loss(torch.tensor([chosen]), torch.tensor([rejected]), torch.zeros(1), epsilon)
+    assert loss.tolist() == pytest.approx([expected], abs=1e-6)
+    shifted = bradley_terry_loss(torch.tensor([chosen + 0.75]), torch.tensor([rejected]), torch.tensor([0.75]), epsilon)
+    assert shifted.tolist() == pytest.approx([expected], abs=1e-6)  # a margin is asked for and met
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("required", [0.0, 1.5])
+def test_bradley_terry_loss_is_smoothing_around_a_margin(epsilon, required):
+    chosen, rejected = torch.linspace(-4, 4, 17, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    delta = chosen - rejected
+    towards, away = functional.logsigmoid(delta - required), functional.logsigmoid(required - delta)
+    loss = bradley_terry_loss(chosen, rejected, required, epsilon)
+    torch.testing.assert_close(loss, -(1 - epsilon) * towards - epsilon * away)
+
+
+def test_bradley_terry_loss_is_least_where_its_docstring_says():
+    chosen = torch.tensor(0.25 + 1.5 + math.log(0.9 / 0.1), dtype=torch.float64, requires_grad=True)
+    bradley_terry_loss(chosen, torch.tensor(0.25, dtype=torch.float64), 1.5, 0.1).backward()
+    assert chosen.grad.item() == pytest.approx(0.0, abs=1e-12)

@@ -271,12 +271,12 @@ def test_bad_unlabeled(row, message):
 
 def test_prompts_stay_as_they_are():
     rows = [
-        {"prompt": "plain", "id": 3},
+        {"prompt": "plain", "id": 3, "solution": ["4", None], "images": ["x"], "nested": {"a": 1}},
         {"prompt": [USER], "reference": "A molecule."},
         {"chosen": [USER, assistant("a")], "rejected": [USER, assistant("b")]},
     ]
     assert read_prompts(rows, "x") == [
-        {"prompt": "plain"},
+        {"prompt": "plain", "id": 3, "solution": ["4", None]},  # what TRL would take for its own is left out
         {"prompt": [USER], "reference": "A molecule."},
         {"prompt": [USER]},
     ]

@@ -7,7 +7,7 @@ import pytest
 from reward import config
 from reward.backends import PairwiseReward
 from reward.cache import Cached
-from reward.config import RewardArguments, build_reward, check_reward, plan_reward
+from reward.config import RewardArguments, Run, build_reward, check_reward, plan_reward
 from reward.encoding import JudgeConfig
 from reward.errors import ContextTooShortError, LabelTokenError, SettingsError
 from reward.judges.gram import DEFAULT_TOKEN_BUDGET
@@ -37,7 +37,7 @@ def folder(weightless):
 
 
 def backend(flags, check=lambda *_: None):
-    return config._Backend(flags=flags, check=check, plan=lambda _: (), build=lambda *_: None)
+    return config.Backend("another", flags=flags, check=check, plan=lambda _: (), build=lambda *_: None)
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
@@ -150,14 +150,14 @@ def test_defaults_build_a_judge_in_float32_that_scores(folder):
 )
 def test_contradictory_flags_are_refused_before_the_weights(weightless, flags, message):
     with pytest.raises(SettingsError, match=message):
-        check_reward(RewardArguments(reward_model=str(weightless), **flags), num_generations=8)
+        check_reward(RewardArguments(reward_model=str(weightless), **flags), Run(num_generations=8))
 
 
 def test_responses_cannot_meet_each_other_alone(weightless):
     arguments = RewardArguments(reward_model=str(weightless))
     with pytest.raises(SettingsError, match=r"--reward_pairing round_robin .*there is 1 of them: raise"):
-        check_reward(arguments, default_pairing="round_robin", num_generations=1)
-    assert check_reward(arguments, default_pairing="round_robin", num_generations=2) is None
+        check_reward(arguments, Run("round_robin", 1))
+    assert check_reward(arguments, Run("round_robin", 2)) is None
 
 
 def test_the_reference_is_greedy_unless_a_flag_says_otherwise(weightless):
@@ -176,7 +176,7 @@ def test_the_reference_is_greedy_unless_a_flag_says_otherwise(weightless):
     ],
 )
 def test_flags_choose_how_responses_are_compared(folder, flags, pairing, aggregation, scale):
-    reward = build_reward(RewardArguments(reward_model=str(folder), **flags), default_pairing="round_robin")
+    reward = build_reward(RewardArguments(reward_model=str(folder), **flags), Run("round_robin"))
     assert (reward.backend.pairing, reward.backend.aggregation, reward.backend.scale) == (pairing, aggregation, scale)
     assert (reward.versus.pairing, reward.versus.scale) == (AgainstReference(), "probability")
     assert reward.versus.judge is reward.backend.judge
@@ -184,11 +184,11 @@ def test_flags_choose_how_responses_are_compared(folder, flags, pairing, aggrega
 
 def test_a_cache_serves_the_next_run_and_other_pairings(folder, tmp_path):
     first = RewardArguments(reward_model=str(folder), reward_cache=str(tmp_path / "cache"))
-    scores = build_reward(first, default_pairing="round_robin").backend
+    scores = build_reward(first, Run("round_robin")).backend
     before = scores.score(GROUPS)[0]
     assert means(before.metrics)["cache_hits"] == 0.0
     scores.judge.judge.store.close()
-    again = build_reward(dataclasses.replace(first, reward_aggregation="bradley_terry"), default_pairing="round_robin")
+    again = build_reward(dataclasses.replace(first, reward_aggregation="bradley_terry"), Run("round_robin"))
     after = again.backend.score(GROUPS)[0]
     assert means(after.metrics)["cache_hits"] == 1.0
     assert after.scores[0] - 0.5 == pytest.approx(0.5 - after.scores[1], abs=1e-9)

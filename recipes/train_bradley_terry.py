@@ -1,0 +1,82 @@
+# deepspeed recipes/train_bradley_terry.py --config FILE.yaml
+# accelerate launch recipes/train_bradley_terry.py --config FILE.yaml    or, on one device, plain python
+"""The discriminative baseline: train a Bradley-Terry reward model on labelled pairs and measure it on held-out ones.
+
+    python recipes/train_bradley_terry.py --model_name_or_path Qwen/Qwen3-0.6B --output_dir runs/bradley_terry \
+        --dataset preferences.jsonl.gz --eval_split test
+
+For an ensemble run it once a seed, each into its own folder: `--seed 1 --output_dir runs/bradley_terry_1`. The seed
+draws the score head and the order of the pairs. `output_dir` becomes a reward model: weights (or a LoRA adapter),
+tokenizer, `metrics.json`, `training.png`.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from rlhf.launch import parse_args, run_main, start, write_run_record
+
+
+def main() -> None:
+    start()
+    from trl import ModelConfig
+
+    from reward.bradley_terry import load_response_encoder
+    from reward.training.arguments import DataArguments
+    from reward.training.bradley_terry import (
+        BradleyTerryConfig,
+        BradleyTerryTrainer,
+        MarginArguments,
+        check_model,
+        encode_pairs,
+    )
+    from reward.training.curves import plot_training
+
+    data, margins, training, model_args = parse_args(
+        (DataArguments, MarginArguments, BradleyTerryConfig, ModelConfig),
+        defaults={"output_dir": "runs/bradley_terry", "lora_task_type": "SEQ_CLS"},
+    )
+    check_model(model_args)
+    rank_zero = training.process_index == 0
+    if not rank_zero:
+        logging.getLogger("reward").setLevel(logging.ERROR)  # what the data readers report is the same on every rank
+
+    # Data, template and context length are checked before any weights load.
+    train = data.read_train(margins.read, training.seed)
+    held_out = data.read_eval(margins.read, training.seed)
+    encoder = load_response_encoder(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        max_length=training.max_length,
+        trust_remote_code=training.trust_remote_code,
+        for_training=True,
+    )
+    train_pairs = encode_pairs(train, encoder, progress=rank_zero)
+    held_out_pairs = encode_pairs(held_out, encoder, progress=rank_zero)
+    if not held_out_pairs:
+        training.eval_strategy = "no"
+    facts = {
+        "train_pairs": len(train_pairs),
+        "train_truncated": sum(pair.truncated for pair in train_pairs) / len(train_pairs),
+        "eval_pairs": len(held_out_pairs),
+    }
+    if rank_zero:
+        print(json.dumps(facts))
+    write_run_record(training.output_dir, (data, margins, training, model_args), facts)
+
+    trainer = BradleyTerryTrainer(model_args, training, encoder, train_pairs, held_out_pairs)
+    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    if held_out_pairs:
+        metrics |= trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+
+    if rank_zero:
+        folder = Path(training.output_dir)
+        (folder / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        plot_training(trainer.state.log_history, folder / "training.png", "Bradley-Terry loss")
+        print(f"{folder} holds the reward model; {folder / 'training.png'} shows its training")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,45 @@
+"""What everything that reads with a frozen local model shares: its fingerprint, and batches under a token budget."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reward.placement import gathered
+
+DEFAULT_TOKEN_BUDGET = 16_384
+_NO_PART_OF_AN_ANSWER = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+
+
+def batches_by_length(lengths: Mapping[int, int], token_budget: int) -> Iterator[list[int]]:
+    """The keys of `lengths` (tokens of an input), longest first, at most `token_budget` tokens a batch with padding."""
+    order = sorted(lengths, key=lambda key: -lengths[key])
+    while order:
+        size = max(1, token_budget // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> str:
+    """A digest of all that decides an answer: every byte of the weights, architecture, vocabulary, chat template and
+    `settings`. Read once, at loading.
+    """
+    digest = hashlib.sha256()
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # below an engine
+    for name, weight in inner.state_dict(keep_vars=True).items():
+        with gathered(weight) if inner is not model else nullcontext():
+            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            digest.update(weight.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy())
+    architecture = inner.config.to_diff_dict()
+    for name in _NO_PART_OF_AN_ANSWER:
+        architecture.pop(name, None)
+    digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
+    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    settings = {**settings, "chat_template": tokenizer.chat_template, "vocabulary": vocabulary}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

@@ -1,0 +1,218 @@
+"""Rules: rewards that a function computes from the texts, in TRL's reward-function signature.
+
+    --reward rule --reward_rule trl.rewards:think_format_reward
+    --reward rule --reward_rule reward.rules:LengthPenalty --reward_rule_arguments '{"limit": 200}'
+
+A rule is a function `(prompts, completions, **columns) -> list of float or None`, or a class whose instances are such
+functions. The classes below are checked when they are made, so before any weights load.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from reward.errors import SettingsError
+from reward.trl_signature import Row, call_reward_function, response_text
+from reward.types import Group, GroupScore
+
+Rule = Callable[..., Sequence[float | None]]
+
+
+class RuleReward:
+    """Scores responses by one call of `function` a batch; None, NaN and infinite results are no score.
+
+    Args:
+        as_text: hand over prompts and completions as texts, not as messages (see `call_reward_function`).
+    """
+
+    def __init__(self, function: Rule, name: str = "rule", *, as_text: bool = False):
+        self.function = function
+        self.name = name
+        self.as_text = as_text
+        self.fingerprint = _fingerprint(function, as_text)
+
+    def score(self, groups: Sequence[Group]) -> list[GroupScore]:
+        """Raises SettingsError: the rule needs a column the groups lack. GramError: it returned no list of numbers."""
+        values = iter(call_reward_function(self.function, self.name, groups, as_text=self.as_text))
+        return [self._group_score([next(values) for _ in group.responses]) for group in groups]
+
+    def _group_score(self, values: Sequence[float]) -> GroupScore:
+        reasons = [f"rule {self.name} gave {'no score' if v != v else v}" for v in values if not math.isfinite(v)]
+        return GroupScore(tuple(v if math.isfinite(v) else math.nan for v in values), reasons=tuple(reasons))
+
+
+def _fingerprint(function: Rule, as_text: bool) -> str:
+    """A digest of the rule's name, arguments and source; what it calls in turn cannot be seen."""
+    inner = function.func if isinstance(function, partial) else function
+    inner = inner if inspect.isroutine(inner) else type(inner)
+    try:
+        source = inspect.getsource(inner)
+    except (OSError, TypeError):  # written in C, or typed into an interpreter
+        source = ""
+    settings = function.keywords if isinstance(function, partial) else function
+    shown = "" if inspect.isroutine(settings) else repr(settings)
+    parts = [inner.__module__, inner.__qualname__, shown, str(as_text), source]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+# --- from a path to a rule --------------------------------------------------------------------------------------------
+
+
+def load_rule(path: str, arguments: Mapping[str, Any] | None = None, *, flag: str = "--reward_rule") -> Rule:
+    """The rule `package.module:name`. `arguments` make an instance of a class, and are bound to a function.
+
+    Raises:
+        SettingsError: no such module or name (the nearest ones are offered), nothing that can be called, an argument
+            it does not take or refuses.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise SettingsError(f"{flag} {path}: write package.module:function, such as trl.rewards:think_format_reward")
+    module = _module(module_name, f"{flag} {path}")
+    try:
+        found = getattr(module, name)
+    except AttributeError as error:
+        near = _nearest(name, [known for known in dir(module) if not known.startswith("_")])
+        raise SettingsError(f"{flag} {path}: {module_name} has no {name!r}{near}") from error
+    if not callable(found) or inspect.iscoroutinefunction(found):
+        kind = "a coroutine" if callable(found) else type(found).__name__
+        raise SettingsError(f"{flag} {path} is {kind}, not a function that returns a list of scores")
+    return _with_arguments(found, dict(arguments or {}), f"{flag} {path}")
+
+
+def _module(name: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise SettingsError(f"{where}: {name} needs the module {error.name!r}: install it") from error
+        parent = error.name.rpartition(".")[0]
+        siblings = pkgutil.iter_modules(importlib.import_module(parent).__path__ if parent else None)
+        near = _nearest(error.name.rpartition(".")[2], [sibling.name for sibling in siblings])
+        raise SettingsError(
+            f"{where}: there is no module {error.name!r}{near}. A file of your own is found in a folder on PYTHONPATH"
+        ) from error
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _with_arguments(found: Callable[..., Any], arguments: dict[str, Any], where: str) -> Rule:
+    try:
+        parameters = inspect.signature(found).parameters
+    except ValueError as error:  # some functions written in C
+        raise SettingsError(f"{where} does not say what arguments it takes: wrap it in a function of yours") from error
+    takes_any = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
+    for name in arguments:
+        if name in ("prompts", "completions") or (name not in parameters and not takes_any):
+            raise SettingsError(f"{where} takes no argument {name!r}{_nearest(name, list(parameters))}")
+    if not inspect.isclass(found):
+        return partial(found, **arguments) if arguments else found
+    try:
+        rule = found(**arguments)
+    except (TypeError, SettingsError) as error:
+        raise SettingsError(f"{where} cannot be made with {arguments}: {error}") from error
+    if not callable(rule):
+        raise SettingsError(f"{where} makes {type(rule).__name__}, which is no function of prompts and completions")
+    return rule
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """0 up to `limit` words or characters, then falling in a line to -1 at twice the limit, and -1 beyond."""
+
+    limit: int
+    unit: str = "words"
+
+    def __post_init__(self):
+        if self.limit < 1 or self.unit not in ("words", "characters"):
+            raise SettingsError(f"limit {self.limit} {self.unit}: give 1 or more words or characters")
+
+    def __call__(self, completions: Sequence[Row], **columns: Any) -> list[float]:
+        texts = map(response_text, completions)
+        lengths = [len(text.split()) if self.unit == "words" else len(text) for text in texts]
+        return [max(-1.0, min(0.0, 1.0 - length / self.limit)) for length in lengths]
+
+
+@dataclass(frozen=True)
+class FullMatch:
+    """1 where the whole response, without white space around it, matches `pattern`, else 0; `.` is a line break too."""
+
+    pattern: str
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise SettingsError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+
+    def __call__(self, completions: Sequence[Row], **columns: Any) -> list[float]:
+        pattern = re.compile(self.pattern, re.DOTALL)
+        return [float(pattern.fullmatch(response_text(row).strip()) is not None) for row in completions]
+
+
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """-(1 - distinct / all) over the `n`-grams of words, in (-1, 0]; 0 for fewer than `n` words.
+
+    TRL's `get_repetition_penalty_reward` over words in the place of token ids (arXiv 2502.03373, appendix C.2).
+    """
+
+    n: int = 3
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise SettingsError(f"n is {self.n}: an n-gram has 1 word or more")
+
+    def __call__(self, completions: Sequence[Row], **columns: Any) -> list[float]:
+        return [self._penalty(response_text(row).split()) for row in completions]
+
+    def _penalty(self, words: list[str]) -> float:
+        grams = [tuple(words[i : i + self.n]) for i in range(len(words) - self.n + 1)]
+        return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
+
+
+def exact_match(completions: Sequence[Row], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+    """1 where the response is the text of the column `solution`, white space around both aside, else 0.
+
+    No score where the column is empty (None).
+    """
+    return [
+        None if answer is None else float(response_text(row).strip() == str(answer).strip())
+        for row, answer in zip(completions, solution, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class MathMatch:
+    """1 where the response's LaTeX answer equals that of the column `solution`, else 0: TRL's `accuracy_reward`.
+
+    No score where the column holds nothing that can be read as mathematics. Raises SettingsError, when it is made: the
+    library math-verify is missing, which TRL would say in the first step.
+    """
+
+    def __post_init__(self):
+        try:
+            importlib.import_module("math_verify")
+        except ModuleNotFoundError as error:
+            raise SettingsError('MathMatch needs math-verify: pip install "gram-rlhf[math]"') from error
+
+    def __call__(self, completions: Sequence[Row], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+        from trl.rewards import accuracy_reward
+
+        answers = ["" if answer is None else str(answer) for answer in solution]
+        return accuracy_reward([[{"content": response_text(row)}] for row in completions], answers)

@@ -1,0 +1,379 @@
+"""Any reward backend over HTTP: requests of several clients, merged into the batches of one backend.
+
+One thread owns the backend. What arrives while it works waits in a bounded queue and is merged into its next call.
+A running server describes its routes and records at /docs and /openapi.json; `reward.remote` is the client. This is the
+only file that knows FastAPI and uvicorn.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reward.backends import PairwiseReward, WeightedSum
+from reward.errors import GramError, SettingsError
+from reward.types import Fingerprinted, Judge, RewardBackend
+from reward.wire import (
+    CompareReply,
+    CompareRequest,
+    GroupScoreBody,
+    Health,
+    JudgmentBody,
+    ScoreReply,
+    ScoreRequest,
+)
+
+log = logging.getLogger(__name__)
+
+_REFUSALS = {
+    401: {"description": "No bearer token, or another one."},
+    413: {"description": "The body is larger than max_body_bytes of /health."},
+    422: {"description": "Not a request of this schema, more than max_items of /health, or refused by the backend."},
+    429: {"description": "The queue is full: come back after Retry-After seconds."},
+    500: {"description": "The backend failed at these items, asked alone as well."},
+}
+
+
+@dataclass
+class ServingArguments:
+    """Where a server listens, and how much it takes."""
+
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen at; without a token only loopback."})
+    port: int = field(default=8000, metadata={"help": "Port to listen at; 0 takes any free one and prints it."})
+    token_variable: str | None = field(
+        default=None,
+        metadata={"help": "Environment variable with the bearer token; default GRAM_REWARD_TOKEN, where it is set."},
+    )
+    max_items: int = field(default=1024, metadata={"help": "Groups or pairs of a request, and of a merged batch."})
+    max_queue: int = field(default=256, metadata={"help": "Requests that may wait; later ones are told to come back."})
+    max_body_mb: int = field(default=64, metadata={"help": "Size of a request in MiB."})
+    drain_seconds: int = field(default=60, metadata={"help": "Time for the work that waits when the server must end."})
+
+    def __post_init__(self):
+        """Raises SettingsError: a number out of range."""
+        if not 0 <= self.port < 2**16:
+            raise SettingsError(f"--port {self.port} is no port: choose 1 to 65535, or 0 for any free one")
+        for name in ("max_items", "max_queue", "max_body_mb", "drain_seconds"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"--{name} {getattr(self, name)}: nothing could be answered; choose 1 or more")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A backend and what its clients must know of it.
+
+    fingerprint: changes whenever the same group could get another score. judge: answers /compare, where there is one.
+    needs_reference: groups must carry a reference. least_responses: 2 where the responses of a group meet each other.
+    """
+
+    backend: RewardBackend
+    fingerprint: str
+    judge: Judge | None = None
+    needs_reference: bool = False
+    least_responses: int = 1
+
+    @classmethod
+    def of(cls, backend: RewardBackend) -> "Service":
+        """Raises SettingsError: nobody has said what the scores of this kind of backend depend on."""
+        match backend:
+            case PairwiseReward(judge=judge, pairing=pairing):
+                settings = [repr(pairing), backend.aggregation, backend.scale, backend.name, backend.seed]
+                fingerprint = _digest("pairwise", judge.fingerprint, *settings)
+                return cls(backend, fingerprint, judge, pairing.uses_reference, 1 if pairing.uses_reference else 2)
+            case WeightedSum(members=members):
+                if any(member.moments is not None for member in members):
+                    raise SettingsError(
+                        f"--reward: {backend.name!r} normalises its members by moments that a training loop learns, "
+                        "which no server sees: serve the members, and sum their scores in the trainer"
+                    )
+                parts = [cls.of(member.backend) for member in members]
+                worth = [[member.weight, member.clip] for member in members]
+                return cls(
+                    backend,
+                    _digest("sum", backend.name, worth, [part.fingerprint for part in parts]),
+                    needs_reference=any(part.needs_reference for part in parts),
+                    least_responses=max(part.least_responses for part in parts),
+                )
+        if isinstance(backend, Fingerprinted):
+            return cls(backend, _digest("backend", backend.name, backend.fingerprint))
+        raise SettingsError(
+            f"--reward: the backend {backend.name!r} ({type(backend).__name__}) cannot be served, because its scores "
+            "have no fingerprint that clients could check: give it a `fingerprint` that changes when its scores do"
+        )
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The items of one request; `answer` becomes one record an item, or the error. `gone`: nobody waits for it."""
+
+    work: Callable[[Sequence], list]
+    items: Sequence
+    gone: Callable[[], Awaitable[bool]]
+    answer: asyncio.Future[list | BaseException]
+
+
+class _Batcher:
+    """Calls the backend from one thread, with the items of all waiting requests of one kind.
+
+    Where a merged call fails, its requests are each asked alone once, so that one does not fail its neighbours.
+    """
+
+    def __init__(self, max_items: int, max_queue: int):
+        self._max_items = max_items
+        self._max_queue = max_queue
+        self._waiting: deque[_Job] = deque()
+        self._thread = ThreadPoolExecutor(1, "reward-backend")
+        self._worker: asyncio.Task | None = None
+        self._call: Future | None = None
+        self._seconds = 0.0  # of the last call
+
+    @property
+    def finished(self) -> bool:
+        return self._call is None or self._call.done()
+
+    async def ask(self, work: Callable[[Sequence], list], items: Sequence, gone: Callable[[], Awaitable[bool]]) -> list:
+        """`work(items)`, made together with others', unless its client is `gone` by then.
+
+        Raises HTTPException: 422 too many items, or refused by the backend; 429 the queue is full; 500 it failed.
+        """
+        if len(items) > self._max_items:
+            raise HTTPException(422, f"{len(items)} items in one request, at most {self._max_items}: send fewer")
+        if len(self._waiting) >= self._max_queue:
+            wait = str(max(1, math.ceil(self._seconds)))
+            raise HTTPException(429, f"{self._max_queue} requests are waiting already", {"Retry-After": wait})
+        job = _Job(work, items, gone, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        outcome = await job.answer
+        if isinstance(outcome, GramError):  # raised on purpose, for whoever asked
+            raise HTTPException(422, str(outcome))
+        if isinstance(outcome, BaseException):
+            raise HTTPException(500, f"{type(outcome).__name__}: {outcome}")
+        return outcome
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch = []
+            for job in self._next_batch():
+                if await job.gone():
+                    _tell(job, [])  # nobody reads it, but its handler has to end
+                else:
+                    batch.append(job)
+            if batch:
+                await self._settle(batch)
+
+    async def _settle(self, batch: Sequence[_Job]) -> None:
+        outcome = await self._outcome(batch)
+        if not isinstance(outcome, BaseException):
+            answers = iter(outcome)
+            for job in batch:
+                _tell(job, list(islice(answers, len(job.items))))
+        elif len(batch) == 1:
+            log.warning("the backend failed at a request of %d items", len(batch[0].items), exc_info=outcome)
+            _tell(batch[0], outcome)
+        else:
+            for job in batch:
+                await self._settle([job])
+
+    def _next_batch(self) -> list[_Job]:
+        """The first that waits, and every other of its kind that fits under `max_items`; the rest keep their order."""
+        batch, rest, size = [], deque(), 0
+        for job in self._waiting:
+            fits = not batch or (job.work == batch[0].work and size + len(job.items) <= self._max_items)
+            (batch if fits else rest).append(job)
+            size += len(job.items) * fits
+        self._waiting = rest
+        return batch
+
+    async def _outcome(self, batch: Sequence[_Job]) -> list | BaseException:
+        done, loop, started = asyncio.Event(), asyncio.get_running_loop(), time.perf_counter()
+        items = [item for job in batch for item in job.items]
+        self._call = self._thread.submit(_ask, batch[0].work, items)
+        self._call.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+        await done.wait()  # awaiting the future itself would wait for ever for a StopIteration, which none can carry
+        self._seconds = time.perf_counter() - started
+        error = self._call.exception()
+        return self._call.result() if error is None else error
+
+
+def _ask(work: Callable[[Sequence], list], items: Sequence) -> list:
+    answers = work(items)
+    if len(answers) != len(items):
+        raise RuntimeError(f"{len(answers)} answers to {len(items)} items")
+    return answers
+
+
+def _tell(job: _Job, outcome: list | BaseException) -> None:
+    if not job.answer.done():  # cancelled at the end of the server
+        job.answer.set_result(outcome)
+
+
+# --- the application --------------------------------------------------------------------------------------------------
+
+
+def create_app(service: Service, settings: ServingArguments, token: str | None = None) -> FastAPI:
+    """The routes /health, /score and, where the service has a judge, /compare."""
+    batcher = _Batcher(settings.max_items, settings.max_queue)
+    backend, judge, fingerprint = service.backend, service.judge, service.fingerprint
+    release = version("gram-rlhf")
+    app = FastAPI(title=f"reward {backend.name}", version=release)
+    app.state.batcher = batcher
+    app.add_middleware(_Guard, token=token, max_body_bytes=settings.max_body_mb * 2**20)
+    app.add_exception_handler(RequestValidationError, _refused)
+
+    @app.get("/health")
+    async def health() -> Health:
+        return Health(
+            name=backend.name,
+            fingerprint=fingerprint,
+            judge=judge and judge.fingerprint,
+            needs_reference=service.needs_reference,
+            least_responses=service.least_responses,
+            version=release,
+            max_items=settings.max_items,
+            max_body_bytes=settings.max_body_mb * 2**20,
+        )
+
+    @app.post("/score", response_model=ScoreReply, responses=_REFUSALS)
+    async def score(body: ScoreRequest, request: Request) -> Response:
+        groups = [group.record() for group in body.groups]
+        answers = await batcher.ask(backend.score, groups, request.is_disconnected)
+        return _json(ScoreReply(fingerprint=fingerprint, scores=[GroupScoreBody.of(answer) for answer in answers]))
+
+    if judge is not None:
+
+        @app.post("/compare", response_model=CompareReply, responses=_REFUSALS)
+        async def compare(body: CompareRequest, request: Request) -> Response:
+            pairs = [pair.record() for pair in body.pairs]
+            answers = await batcher.ask(judge.compare, pairs, request.is_disconnected)
+            judgments = [JudgmentBody.of(answer) for answer in answers]
+            return _json(CompareReply(fingerprint=fingerprint, judgments=judgments))
+
+    return app
+
+
+def _json(reply: ScoreReply | CompareReply) -> Response:
+    return Response(reply.model_dump_json(), media_type="application/json")
+
+
+async def _refused(_: Request, error: RequestValidationError) -> JSONResponse:
+    """Place and reason alone: FastAPI's own answer repeats the input, which may be all of a large body."""
+    told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5]]
+    return JSONResponse({"detail": "; ".join(told)}, 422)
+
+
+class _Guard:
+    """Refuses who has no token before a byte of the body is read, and a body as soon as it is too large."""
+
+    def __init__(self, app: ASGIApp, token: str | None, max_body_bytes: int):
+        self.app = app
+        self.credentials = None if token is None else f"Bearer {token}".encode()
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if self.credentials is not None and not hmac.compare_digest(given, self.credentials):
+            detail = {"detail": "this server wants its bearer token in the header Authorization"}
+            await JSONResponse(detail, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+            return
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.max_body_bytes:
+                raise HTTPException(413, f"the body has more than {self.max_body_bytes} bytes: send fewer items")
+            return message
+
+        await self.app(scope, counted, send)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def bind(settings: ServingArguments, token: str | None) -> socket.socket:
+    """The address, taken before any weights load; nobody can connect before `serve`.
+
+    Raises:
+        SettingsError: the address is unknown or taken, or not a loopback one and there is no token.
+    """
+    place = f"--host {settings.host} --port {settings.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        if token is None and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+            raise SettingsError(
+                f"--host {settings.host} can be reached by others, and there is no token: export one in the variable "
+                "that --token_variable names (GRAM_REWARD_TOKEN by default), or keep to --host 127.0.0.1"
+            )
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        raise SettingsError(f"{place} cannot be listened at: {error}; choose others, or --port 0") from error
+    return taken
+
+
+def serve(
+    service: Service,
+    settings: ServingArguments,
+    listener: socket.socket,
+    *,
+    token: str | None = None,
+    ready: Callable[[str], None],
+) -> None:
+    """Answers until SIGTERM or SIGINT; then takes no new work, and answers what waits for up to `drain_seconds`.
+
+    Call it in the main thread. `ready` is told the URL as soon as clients can connect. Where the time to drain is over
+    before the work is, the process ends with status 1.
+    """
+    app = create_app(service, settings, token)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=settings.drain_seconds
+    )
+    server = uvicorn.Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again at its end, for these handlers
+        signal.signal(number, server.handle_exit)
+    listener.listen()
+    host, port = listener.getsockname()[:2]
+    ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    server.run(sockets=[listener])
+    if not app.state.batcher.finished:
+        sys.stderr.write(
+            f"error: requests were given up that needed more than --drain_seconds {settings.drain_seconds}\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)  # the interpreter would wait for the batch at work

@@ -1,0 +1,360 @@
+"""Bradley-Terry training on a toy task: what is learned, saved and reported, and that batching changes no gradient.
+
+The toy's tokenizer has no pad token, so that pad = eos, and its template ends every message in eos: the case in which
+transformers finds a row's last token by an id that is both padding and text.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from trl import ModelConfig
+
+from reward.bradley_terry import BradleyTerryReward, load_response_encoder
+from reward.errors import DataError, NonFiniteLossError, SettingsError
+from reward.training.bradley_terry import (
+    BradleyTerryConfig,
+    BradleyTerryTrainer,
+    MarginArguments,
+    _dataset,
+    check_model,
+    encode_pairs,
+)
+from reward.types import Group
+from rlhf.launch import parse_args
+from tests.conftest import REPOSITORY
+from tests.gram_toys import save_toy_model, toy_rows, write_rows
+
+QUIET = {
+    "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no",
+    "gradient_checkpointing": False, "report_to": "none",
+}  # fmt: skip
+PLAIN_SGD = {
+    "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A causal language model without a score head, whose tokenizer pads with eos."""
+    folder = save_toy_model(tmp_path_factory.mktemp("toy"), chat=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.pad_token_id = tokenizer.eos_token_id
+    config.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def headed(toy, tmp_path_factory):
+    """The same with a score head, so that runs start from the same weights."""
+    folder = tmp_path_factory.mktemp("headed")
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(toy, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(toy).save_pretrained(folder)
+    return str(folder)
+
+
+def pairs_of(count, seed=0, margin=0.0):
+    return MarginArguments(margin).read(toy_rows(count, seed), "toy")
+
+
+def encoder_of(path, max_length=None):
+    return load_response_encoder(path, max_length=max_length, for_training=True)
+
+
+def trainer_of(path, folder, train, held_out=None, model=None, **settings):
+    args = BradleyTerryConfig(**{**QUIET, "output_dir": str(folder), **settings})
+    encoder = encoder_of(path, settings.get("max_length"))
+    encoded = [encode_pairs(pairs, encoder) if pairs else None for pairs in (train, held_out)]
+    return BradleyTerryTrainer(model or ModelConfig(model_name_or_path=path), args, encoder, *encoded)
+
+
+def scores_of(reward, pairs):
+    """(chosen, rejected) scores of every pair."""
+    groups = [Group(p.preference.prompt, (p.preference.chosen, p.preference.rejected)) for p in pairs]
+    return [result.scores for result in reward.score(groups)]
+
+
+def accuracy_of(reward, pairs):
+    return sum(chosen > rejected for chosen, rejected in scores_of(reward, pairs)) / len(pairs)
+
+
+# --- what is learned and saved ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(toy, tmp_path_factory):
+    """Stopped before every held-out pair is right: (folder, held-out pairs, trainer, metrics)."""
+    torch.set_num_threads(1)
+    folder, held_out = tmp_path_factory.mktemp("trained"), pairs_of(50, seed=1, margin=0.5)
+    trainer = trainer_of(
+        toy, folder, pairs_of(160, margin=0.5), held_out, learning_rate=1e-3, per_device_train_batch_size=16,
+        per_device_eval_batch_size=7, num_train_epochs=1, eval_strategy="steps", eval_steps=5, logging_steps=5,
+        save_strategy="steps", save_steps=5, label_smoothing=0.1, max_length=100,
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    return folder, held_out, trainer, trainer.evaluate()
+
+
+def test_it_learns_and_reports_an_interval(trained):
+    *_, trainer, metrics = trained
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[-1]["loss"] < 0.9 * logged[0]["loss"]
+    assert 0.7 < metrics["eval_accuracy"] < 1.0
+    assert metrics["eval_accuracy_ci_low"] < metrics["eval_accuracy"] < metrics["eval_accuracy_ci_high"]
+    assert metrics["eval_truncated"] == 0.0
+
+
+def test_the_saved_model_scores_as_its_trainer_measured(trained):
+    folder, held_out, trainer, metrics = trained
+    reward = BradleyTerryReward.from_pretrained(str(folder))
+    scores = torch.tensor(scores_of(reward, held_out), dtype=torch.float64)
+    assert accuracy_of(reward, held_out) == metrics["eval_accuracy"]
+    delta = scores[:, 0] - scores[:, 1]
+    assert delta.mean().item() == pytest.approx(metrics["eval_margin"], abs=1e-5)
+    towards, away = torch.log(torch.sigmoid(delta - 0.5)), torch.log(torch.sigmoid(0.5 - delta))
+    assert (-0.9 * towards - 0.1 * away).mean().item() == pytest.approx(metrics["eval_loss"], abs=1e-5)
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, atol=0, rtol=0)
+    encoder = encoder_of(str(folder))
+    assert encoder.tokenizer.pad_token_id == encoder.tokenizer.eos_token_id == model.config.pad_token_id
+    assert encoder.tokenizer.model_max_length == encoder.max_length == 100  # as it was trained
+
+
+def test_every_checkpoint_is_a_reward_model(trained):
+    folder, held_out, trainer, _ = trained
+    evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "eval_accuracy" in entry}
+    checkpoints = sorted(folder.glob("checkpoint-*"))
+    assert len(checkpoints) == 2
+    for checkpoint in checkpoints:
+        step = int(checkpoint.name.rpartition("-")[2])
+        reward = BradleyTerryReward.from_pretrained(str(checkpoint))
+        assert accuracy_of(reward, held_out) == evaluations[step]["eval_accuracy"]
+
+
+def test_a_lora_adapter_loads_as_a_reward_model(toy, tmp_path):
+    held_out = pairs_of(20, seed=1)
+    lora = ModelConfig(
+        model_name_or_path=toy, use_peft=True, lora_r=8, lora_target_modules=["all-linear"], lora_task_type="SEQ_CLS"
+    )
+    trainer = trainer_of(toy, tmp_path, pairs_of(64), held_out, model=lora, learning_rate=1e-2, max_steps=6)
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "adapter_model.safetensors").is_file() and not (tmp_path / "model.safetensors").exists()
+    reward = BradleyTerryReward.from_pretrained(str(tmp_path))
+    wanted = trainer.predict(trainer.eval_dataset).predictions[:, :2]
+    assert torch.tensor(scores_of(reward, held_out)) == pytest.approx(wanted, abs=1e-5)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+    row = reward.encoder.encode([(held_out[0].preference.prompt, held_out[0].preference.chosen)])[0].ids
+    assert loaded(torch.tensor([row])).logits.item() == pytest.approx(float(wanted[0, 0]), abs=1e-5)
+    with pytest.raises(SettingsError, match=r"is a LoRA adapter of .*: merge it into its base first"):
+        encoder_of(str(tmp_path))
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+# Plain SGD at learning rate 1 and no clipping: the weights move by minus the gradient.
+
+
+def one_step_gradient(path, folder, pairs, **settings):
+    trainer = trainer_of(path, folder, pairs, max_steps=1, **PLAIN_SGD, **settings)
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    return {name: before[name] - weight.detach() for name, weight in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("count", [8, 6])  # with 6 the windows are 4 + 2 and six single pairs
+def test_the_gradient_is_the_mean_losss_however_batched(headed, tmp_path, count):
+    """Against a loop without any trainer: -(1-ε) log σ(Δ - m) - ε log σ(m - Δ) + c (r_w + r_l)², row by row."""
+    margins = [0.0, 0.25, 1.0, 3.0, 0.5, 0.0, 2.0, 0.75][:count]
+    rows = [row | {"gap": gap} for row, gap in zip(toy_rows(count, 0), margins, strict=True)]
+    pairs = MarginArguments(margin_column="gap").read(rows, "toy")
+    model = AutoModelForSequenceClassification.from_pretrained(headed)
+    loss = 0.0
+    for pair, margin in zip(encode_pairs(pairs, encoder_of(headed)), margins, strict=True):
+        chosen, rejected = (model(torch.tensor([ids])).logits[0, 0] for ids in (pair.chosen_ids, pair.rejected_ids))
+        delta = chosen - rejected - margin
+        one = -0.9 * delta.sigmoid().log() - 0.1 * (-delta).sigmoid().log() + 0.02 * (chosen + rejected) ** 2
+        loss = loss + one / count
+    loss.backward()
+    assert max(weight.grad.abs().max() for weight in model.parameters()) > 1e-2
+    for batch, accumulation in ((8, 1), (1, 8), (4, 2)):
+        found = one_step_gradient(
+            headed, tmp_path, pairs, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+            label_smoothing=0.1, center_rewards_coefficient=0.02,
+        )  # fmt: skip
+        for name, weight in model.named_parameters():
+            torch.testing.assert_close(found[name], weight.grad, atol=5e-6, rtol=0)
+
+
+def test_grouping_by_length_keeps_the_held_out_pairs_in_order(headed, tmp_path):
+    found = []
+    for strategy in ("random", "group_by_length"):
+        trainer = trainer_of(
+            headed, tmp_path, pairs_of(64), pairs_of(30, seed=1), train_sampling_strategy=strategy,
+            per_device_train_batch_size=4, per_device_eval_batch_size=4,
+        )  # fmt: skip
+        found.append(trainer.predict(trainer.eval_dataset).predictions)
+        padding = sum((batch["attention_mask"] == 0).sum().item() for batch in trainer.get_train_dataloader())
+        found.append(padding)
+    assert found[0] == pytest.approx(found[2], abs=1e-5)
+    assert found[3] < 0.8 * found[1]  # rows of similar length do share a batch
+
+
+def test_a_nan_loss_stops_the_run(headed, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(headed)
+    with torch.no_grad():
+        model.score.weight.fill_(math.nan)
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(headed).save_pretrained(tmp_path / "broken")
+    with pytest.raises(NonFiniteLossError, match="the Bradley-Terry loss is nan at step 0"):
+        trainer_of(str(tmp_path / "broken"), tmp_path, pairs_of(8)).train()
+
+
+# --- settings and data ------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_those_of_stage_2(tmp_path):
+    training, model = parse_args(
+        (BradleyTerryConfig, ModelConfig), ["--output_dir", str(tmp_path)], {"lora_task_type": "SEQ_CLS"}
+    )
+    assert (training.learning_rate, training.num_train_epochs, training.max_length) == (2e-5, 2.0, 2048)
+    assert training.label_smoothing == 0.0 and MarginArguments() == MarginArguments(0.0, None)
+    assert model.lora_task_type == "SEQ_CLS"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_smoothing": 0.5}, r"--label_smoothing is 0.5: it must lie in \[0, 0.5\)"),
+        ({"label_smoothing": -0.1}, "--label_smoothing is -0.1"),
+        ({"chat_template_path": "a.jinja"}, "--chat_template_path a.jinja is not read"),
+        ({"eos_token": "<end>"}, "--eos_token <end> is not read"),
+        ({"pad_token": "<end>"}, "--pad_token <end> is not read"),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "--model_init_kwargs .* give --dtype"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor 0.1 .* give --label_smoothing"),
+        ({"batch_eval_metrics": True}, "--batch_eval_metrics True"),
+        ({"remove_unused_columns": True}, "--remove_unused_columns True"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        BradleyTerryConfig(**{**QUIET, "output_dir": str(tmp_path), **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"margin": -1.0}, "--margin is -1.0: .*give 0 or more"),
+        ({"margin": math.inf}, "--margin is inf"),
+        ({"margin": math.nan}, "--margin is nan"),
+        ({"margin": 1.0, "margin_column": "gap"}, "--margin 1.0 and --margin_column gap: give one"),
+    ],
+)
+def test_bad_margins_are_refused(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        MarginArguments(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no --model_name_or_path"),
+        ({"model_name_or_path": "TOY", "load_in_4bit": True}, "--load_in_4bit are not supported"),
+        ({"model_name_or_path": "TOY", "use_peft": True}, "--lora_task_type CAUSAL_LM would not save the score head"),
+    ],
+)
+def test_models_that_cannot_be_trained_are_refused(toy, settings, message):
+    settings = {name: toy if value == "TOY" else value for name, value in settings.items()}
+    with pytest.raises(SettingsError, match=message):
+        check_model(ModelConfig(**settings))
+
+
+def test_margins_come_from_a_column_of_the_rows_that_are_kept():
+    rows = [row | {"split": split, "gap": gap} for row, split, gap in zip(
+        toy_rows(4, 0), ("train", "test", "train", "test"), (0, None, 2.5, 1), strict=True
+    )]  # fmt: skip
+    assert [pair.margin for pair in MarginArguments(margin_column="gap").read(rows, "x", {"split": "train"})] == [
+        0.0,
+        2.5,
+    ]
+    assert [pair.margin for pair in MarginArguments(0.5).read(rows, "x")] == [0.5] * 4
+    with pytest.raises(DataError, match="x, row 2: --margin_column gap is None"):
+        MarginArguments(margin_column="gap").read(rows, "x")
+
+
+@pytest.mark.parametrize("gap", [-1, "1", True, math.nan, math.inf])
+def test_margins_that_are_none_are_refused(gap):
+    with pytest.raises(DataError, match=r"x, row 1: --margin_column gap is .*not a number of 0 or more"):
+        MarginArguments(margin_column="gap").read([toy_rows(1, 0)[0] | {"gap": gap}], "x")
+
+
+def test_a_conversation_that_the_template_refuses_stops_the_reading(toy):
+    encoder = encoder_of(toy)
+    encoder.tokenizer.chat_template = "{{ raise_exception('not this') }}"
+    with pytest.raises(DataError, match="cannot be rendered: not this"):
+        encode_pairs(pairs_of(1), encoder)
+
+
+def test_rows_know_their_longer_length(toy):
+    rows = _dataset(encode_pairs(pairs_of(3), encoder_of(toy)))
+    assert isinstance(rows, Dataset)
+    assert rows["length"] == [max(map(len, ids)) for ids in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
+
+
+# --- recipe -----------------------------------------------------------------------------------------------------------
+
+
+def run_recipe(*flags, check=True):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, str(REPOSITORY / "recipes" / "train_bradley_terry.py"), *map(str, flags)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def test_the_recipe_trains_reports_and_records(toy, tmp_path):
+    held_out = toy_rows(20, 1)
+    rows = [row | {"gap": 0.5, "split": "train"} for row in toy_rows(64, 0)]
+    data = write_rows(tmp_path / "rows.jsonl", rows + [row | {"gap": 0, "split": "test"} for row in held_out])
+    run_recipe(
+        "--model_name_or_path", toy, "--dataset", data, "--eval_split", "test", "--margin_column", "gap",
+        "--output_dir", tmp_path / "out", "--num_train_epochs", 1, "--learning_rate", 3e-3, "--use_peft", "true",
+        "--lora_target_modules", "all-linear", "--per_device_train_batch_size", 8, "--logging_steps", 2,
+    )  # fmt: skip
+    reported = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (reported["train_pairs"], reported["eval_pairs"]) == (64, 20)
+    reward = BradleyTerryReward.from_pretrained(str(tmp_path / "out"))
+    assert accuracy_of(reward, MarginArguments().read(held_out, "toy")) == reported["eval_accuracy"]
+    assert reported["eval_accuracy_ci_low"] <= reported["eval_accuracy"] <= reported["eval_accuracy_ci_high"]
+    assert '"margin_column": "gap"' in (tmp_path / "out" / "run.json").read_text()
+    assert (tmp_path / "out" / "training.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_recipe_refuses_a_bad_margin_before_it_looks_for_weights(tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", toy_rows(2, 0))
+    done = run_recipe(
+        "--model_name_or_path", tmp_path / "no weights", "--dataset", data, "--margin_column", "gap", check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("row 1: --margin_column gap is None, not a number of 0 or more")

@@ -1,0 +1,80 @@
+"""tests.support's tiny judge behind tests.openai_server: what it answers in every format that `LLMJudge` reads."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from reward.encoding import JudgeConfig, JudgeEncoder
+from reward.judges.gram import GramJudge
+from reward.judges.llm_judge import LLMJudge, Reading
+from reward.judges.server_calls import Server
+from tests.openai_server import OpenAIServer, completion
+from tests.support import byte_tokenizer, tiny_judge
+
+EVERY_TOKEN = 581  # the whole vocabulary: a random judge's labels are seldom among its likeliest 20
+
+
+def tiny_answer(judge: GramJudge, form: str = "ids") -> Callable[[str, dict], dict]:
+    """Answers from the judge's model. form: log-probabilities by token id (vLLM), by text (SGLang), as a list of
+    entries (llama.cpp's server), or prompts as text alone (llama-cpp-python, which adds the tokenizer's own tokens).
+    """
+    tokenizer = judge.encoder.tokenizer
+
+    @torch.no_grad()
+    def logprobs(ids: list[int]) -> list[float]:
+        return judge.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1).tolist()
+
+    def answer(path: str, body: dict) -> dict:
+        assert body["model"] == "judge"
+        if path == "/generative_scoring":
+            (item,) = body["items"]
+            ids = body["query"] + item
+            read = logprobs(ids)
+            assert body["apply_softmax"] is True
+            of_labels = [math.exp(read[label]) for label in body["label_token_ids"]]
+            data = [{"index": 0, "object": "score", "score": of_labels[0] / sum(of_labels)}]
+            return {"object": "list", "data": data, "usage": {"prompt_tokens": len(ids)}}
+        if path == "/v1/chat/completions":
+            text = tokenizer.apply_chat_template(
+                body["messages"], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+            read = logprobs(tokenizer(text, add_special_tokens=False)["input_ids"])
+            label_a, label_b = judge.encoder.label_ids
+            verdict = "A" if read[label_a] > read[label_b] else "B"
+            message = {"role": "assistant", "content": f"Both try.\n\n#Preferred: {verdict}\n"}
+            return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        assert path == "/v1/completions"
+        assert (body["max_tokens"], body["temperature"]) == (1, 0)
+        assert isinstance(body["prompt"], str) == (form == "string")
+        ids = tokenizer(body["prompt"])["input_ids"] if form == "string" else body["prompt"]
+        top = sorted(enumerate(logprobs(ids)), key=lambda entry: -entry[1])[: body["logprobs"]]
+        if form == "entries":
+            entries = [{"id": token, "token": "?", "logprob": logprob} for token, logprob in top]
+            listed = {"content": [entries[0] | {"top_logprobs": entries}]}
+            return completion(None) | {
+                "choices": [{"index": 0, "text": "?", "logprobs": listed, "finish_reason": "length"}]
+            }
+        if form == "ids":
+            return completion({f"token_id:{token}": logprob for token, logprob in top}, len(ids))
+        return completion({tokenizer.decode([token]): logprob for token, logprob in top}, len(ids))
+
+    return answer
+
+
+@cache
+def tiny_server(form: str) -> OpenAIServer:
+    return OpenAIServer(tiny_answer(tiny_judge(), form), {"root": "tiny", "max_model_len": 2048})
+
+
+@cache
+def tiny_encoder(**settings) -> JudgeEncoder:
+    return JudgeEncoder(byte_tokenizer(), JudgeConfig(prompt="compact", **settings), 2048)
+
+
+def served_judge(url: str | None = None, method: str = "logprobs", form: str = "ids", **settings) -> LLMJudge:
+    """`settings` are those of `Server`; deadline 10 s where they leave it open."""
+    server = Server(url or tiny_server(form).url, "judge", **{"deadline": 10.0} | settings)
+    reading = Reading("logprobs", "text" if form == "string" else None, EVERY_TOKEN)
+    return LLMJudge(server, tiny_encoder(max_length=1500), reading if method == "logprobs" else Reading(method))

@@ -1,0 +1,209 @@
+"""Sums in a YAML file, rules, factories and the list of backends: all by flags."""
+
+import dataclasses
+import math
+
+import pytest
+
+from reward.arguments import RewardArguments
+from reward.backends import Member, WeightedSum
+from reward.config import BACKENDS, Run, build_reward, check_reward, plan_reward, reward_help
+from reward.encoding import JudgeConfig
+from reward.errors import SettingsError
+from reward.metrics import merge
+from reward.normalise import Moments
+from reward.types import Group, GroupScore, as_prompt
+from tests.support import byte_tokenizer, tiny_model
+
+GROUPS = [Group(as_prompt("2+2?"), ("four", "it is five or so", "four"), "four")]
+BREVITY = "{reward: rule, reward_rule: 'reward.rules:LengthPenalty', reward_rule_arguments: '{\"limit\": 2}'"
+
+
+@pytest.fixture
+def judge(tmp_path):
+    folder = tmp_path / "judge"
+    tokenizer = byte_tokenizer()
+    tiny_model("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    JudgeConfig(prompt="compact").save(folder)
+    return folder
+
+
+def write(path, text):
+    path.write_text(text)
+    return RewardArguments(reward=str(path))
+
+
+class Constant:
+    name = "constant"
+
+    def score(self, groups):
+        return [GroupScore(tuple(7.0 for _ in group.responses)) for group in groups]
+
+
+def constant():
+    return Constant()
+
+
+def forty_two():
+    return 42
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_describes_a_weighted_sum(judge, tmp_path):
+    arguments = write(
+        tmp_path / "helpful.yaml",
+        f"members:\n  - {{reward: gram, reward_model: {judge}, weight: 2}}\n"
+        f"  - {BREVITY}, weight: 0.5, name: brevity}}\n",
+    )
+    assert check_reward(arguments) == "greedy"
+    assert [placed.model for placed in plan_reward(arguments)] == ["judge"]
+    reward = build_reward(arguments)
+    assert (reward.backend.name, reward.normaliser) == ("helpful", None)
+    gram = build_reward(RewardArguments(reward_model=str(judge))).backend.score(GROUPS)[0].scores
+    (score,) = reward.backend.score(GROUPS)
+    brevity = [0.0, -1.0, 0.0]  # one word, five words, one word; the limit is two
+    wanted = [2 * one + 0.5 * other for one, other in zip(gram, brevity, strict=True)]
+    assert score.scores == pytest.approx(wanted, abs=1e-6)
+    names = merge(score.metrics)
+    assert names["brevity/score"].total == -1.0
+    assert names["gram/score"].count == 3
+    assert score.judgments == 3
+
+
+def test_a_sum_within_a_sum_normalises_by_its_own_path(tmp_path):
+    factory = "tests.unit.test_composite:constant"
+    (tmp_path / "inner.yaml").write_text(f"members:\n  - {{reward: '{factory}', normalise: true}}\n")
+    arguments = write(
+        tmp_path / "outer.yaml",
+        f"name: both\nmembers:\n  - {{reward: inner.yaml, weight: 3, clip: 1.5}}\n  - {BREVITY}, normalise: true}}\n",
+    )
+    assert check_reward(arguments) is None
+    reward = build_reward(arguments)
+    assert set(reward.normaliser.moments) == {"inner/constant", "LengthPenalty"}
+    before = reward.backend.score(GROUPS)[0]
+    assert before.scores == pytest.approx((4.5, 3.5, 4.5)), "7 is clipped to 1.5 before anything was seen"
+    reward.normaliser.update(merge(before.metrics))
+    assert reward.normaliser.state() == {"inner/constant": [3, 21.0, 147.0], "LengthPenalty": [3, -1.0, 1.0]}
+    after = reward.backend.score(GROUPS)[0].scores
+    z = (1 / 3) / math.sqrt(2 / 9)  # of 0 among 0, -1, 0; a constant is 0 away from its mean
+    assert after == pytest.approx((z, (-2 / 3) / math.sqrt(2 / 9), z), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("members: []", "needs a list `members`"),
+        ("- 1", "needs a list `members`"),
+        ("members: [{reward: rule}]\nweights: [1]", "weights is unknown"),
+        ("members: [3]", "member 1 is 3: it needs `reward`"),
+        ("members: [{reward: rule, reward_rul: x}]", "member 1: 'reward_rul' is unknown; did you mean reward_rule"),
+        ("members: [{reward: rule, reward_rule: 'a:b', weight: heavy}]", "member 1: weight is 'heavy', not a number"),
+        ("members: [{reward: rule, reward_rule: 'a:b', weight: .nan}]", "weight is nan, not a number"),
+        ("members: [{reward: rule, reward_rule: 'a:b', normalise: 1}]", "normalise is 1, not true or false"),
+        ("members: [{reward: ruel}]", "--reward ruel is unknown: choose one of gram"),
+        ("members: [{reward: rule}]", "--reward rule needs --reward_rule"),
+        ("members: [{reward: rule, reward_model: x}]", "--reward_model is not read by --reward rule"),
+        ("members: [{reward: sum.yaml}]", "contains itself: sum.yaml > sum.yaml"),
+        ("members: [{reward: missing.yaml}]", "missing.yaml cannot be read"),
+        ("members: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_member(tmp_path, text, message):
+    with pytest.raises(SettingsError, match=message):
+        check_reward(write(tmp_path / "sum.yaml", text))
+
+
+def test_members_of_one_name_and_of_two_references_are_refused(judge, tmp_path):
+    gram = f"reward: gram, reward_model: {judge}"
+    twins = write(tmp_path / "twins.yaml", f"members: [{{{gram}}}, {{{gram}}}]")
+    with pytest.raises(SettingsError, match="members of different names"):
+        build_reward(twins)
+    two = write(
+        tmp_path / "two.yaml", f"members: [{{{gram}, reward_reference: initial}}, {{{gram}, reward_reference: greedy}}]"
+    )
+    with pytest.raises(SettingsError, match="the references greedy, initial, and a group has one"):
+        check_reward(two)
+
+
+def test_flags_beside_a_file_are_refused(tmp_path):
+    arguments = write(tmp_path / "sum.yaml", f"members: [{BREVITY}}}]")
+    with pytest.raises(SettingsError, match=r"--reward_scale is not read by --reward .*sum\.yaml"):
+        check_reward(dataclasses.replace(arguments, reward_scale="logit"))
+
+
+@pytest.mark.parametrize(
+    ("member", "message"), [(Member(math.inf, Constant()), "weight"), (Member(1.0, Constant(), clip=0.0), "clip")]
+)
+def test_impossible_members_are_refused(member, message):
+    with pytest.raises(SettingsError, match=f"the {message} of 'constant'"):
+        WeightedSum([member])
+
+
+def test_moments_of_nothing_and_of_one_value():
+    moments = Moments()
+    assert moments.normalise(3.0) == 3.0
+    moments.count, moments.total, moments.squares = 2, 6.0, 18.0
+    assert moments.normalise(3.0) == 0.0
+    assert math.isnan(moments.normalise(math.nan))
+    moments.squares = 26.0  # 1 and 5
+    assert moments.normalise(5.0) == 1.0
+
+
+# --- rules, factories, help -------------------------------------------------------------------------------------------
+
+
+def test_a_rule_that_needs_a_column_is_refused_where_the_data_has_none():
+    arguments = RewardArguments(reward="rule", reward_rule="reward.rules:exact_match")
+    assert check_reward(arguments, Run(columns=("solution", "id"))) is None
+    with pytest.raises(SettingsError, match="exact_match needs solution, and the data set's columns are id"):
+        check_reward(arguments, Run(columns=("id",)))
+    groups = [Group(as_prompt("2+2?"), ("four", " 4 "), None, (("solution", "4"),))]
+    assert build_reward(arguments).backend.score(groups)[0].scores == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("text", ["{limit: 2}", "[1]"])
+def test_rule_arguments_that_are_no_json_object_are_refused(text):
+    arguments = RewardArguments(reward="rule", reward_rule="reward.rules:LengthPenalty", reward_rule_arguments=text)
+    with pytest.raises(SettingsError, match="--reward_rule_arguments"):
+        check_reward(arguments)
+
+
+def test_a_factory_makes_any_backend():
+    arguments = RewardArguments(reward="tests.unit.test_composite:constant")
+    assert check_reward(arguments) is None
+    assert build_reward(arguments).backend.score(GROUPS)[0].scores == (7.0,) * 3
+    assert plan_reward(arguments) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tests.unit.test_composite:constnat", "did you mean constant"),
+        ("tests.unit.no_such:constant", "no module"),
+        ("tests.unit.test_composite:GROUPS", "not a function"),
+    ],
+)
+def test_a_factory_that_is_not_there_is_refused(name, message):
+    with pytest.raises(SettingsError, match=message):
+        check_reward(RewardArguments(reward=name))
+
+
+def test_a_factory_that_makes_something_else_is_refused():
+    with pytest.raises(SettingsError, match="made int, which is no reward backend"):
+        build_reward(RewardArguments(reward="tests.unit.test_composite:forty_two"))
+
+
+def test_help_lists_every_backend_and_every_flag():
+    text = reward_help()
+    for name in (*BACKENDS, "FILE.yaml", "package.module:factory"):
+        assert f"\n{name}: " in text
+    for item in dataclasses.fields(RewardArguments):
+        assert item.name == "reward" or f"--{item.name}: " in text, item.name
+
+
+def test_the_flags_of_the_table_exist_and_none_is_left_over():
+    names = {item.name for item in dataclasses.fields(RewardArguments)} - {"reward"}
+    assert set().union(*(backend.flags for backend in BACKENDS.values())) == names

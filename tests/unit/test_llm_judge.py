@@ -1,0 +1,716 @@
+"""A judge behind an OpenAI-compatible server: what it reads, what it refuses, and how faults end."""
+
+import asyncio
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+import torch
+from tokenizers import decoders
+
+from reward.encoding import JudgeConfig, JudgeEncoder
+from reward.errors import SettingsError
+from reward.judges import server_calls
+from reward.judges.llm_judge import LLMJudge, Reading, load_served_encoder, parse_verdict
+from reward.judges.server_calls import Server, ServerError
+from reward.judges.wrappers import BothOrders
+from reward.types import Pair, as_prompt
+from tests.conftest import REPOSITORY, free_port
+from tests.openai_server import LABEL_IDS, OpenAIServer, by_id, canned, completion
+from tests.served_judge import served_judge, tiny_encoder, tiny_server
+from tests.support import (
+    CHATML,
+    byte_tokenizer,
+    metaspace_tokenizer,
+    pairs_of_many_lengths,
+    probabilities,
+    tiny_judge,
+    tiny_model,
+)
+
+ATOL = 1e-5
+A, B = LABEL_IDS
+PAIR = Pair(as_prompt("2+2?"), "four", "five")
+PAIRS = [Pair(as_prompt(f"{i}+2?"), "four", "five") for i in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(server_calls, "_BACKOFF_SECONDS", (0.02, 0.1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def server():
+    """One that answers every pair with P(A) = 0.75 and P(B) = 0.2."""
+    server = OpenAIServer(canned)
+    yield server
+    server.stop()
+
+
+def judge_of(server, encoder=None, reading=None, **settings) -> LLMJudge:
+    return LLMJudge(Server(server.url, "judge", **{"deadline": 5.0} | settings), encoder or tiny_encoder(), reading)
+
+
+def answering(server, *answers, status=200, headers=None):
+    """The server's next calls are answered by these, the calls after them as before."""
+
+    def fault(handler, number):
+        return 0 < number <= len(answers) and handler.reply(answers[number - 1], status, headers)
+
+    server.fail(fault)
+
+
+def always(server, content, status=200, headers=None):
+    server.fail(lambda handler, number: number > 0 and handler.reply(content, status, headers))
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["ids", "text", "entries", "string"])
+def test_label_probabilities_are_those_of_the_model_in_this_process(form):
+    pairs = [*pairs_of_many_lengths(), Pair(as_prompt("日本語?"), "はい 🙂", "Better: A<s>")]
+    found, wanted = served_judge(form=form).compare(pairs), tiny_judge().compare(pairs)
+    assert probabilities(found) == pytest.approx(probabilities(wanted), abs=ATOL, rel=0)
+    assert [j.label_mass for j in found] == pytest.approx([j.label_mass for j in wanted], abs=ATOL, rel=0)
+
+
+def test_generative_scoring_gives_the_same_probabilities_and_no_label_mass():
+    pairs = pairs_of_many_lengths()
+    found = served_judge(method="generative_scoring").compare(pairs)
+    assert probabilities(found) == pytest.approx(probabilities(tiny_judge().compare(pairs)), abs=ATOL, rel=0)
+    assert all(math.isnan(judgment.label_mass) for judgment in found)
+
+
+def test_a_written_verdict_is_read_from_what_the_model_in_this_process_prefers():
+    pairs = pairs_of_many_lengths()
+    found = served_judge(method="text").compare(pairs)
+    wanted = probabilities(tiny_judge().compare(pairs))
+    assert probabilities(found) == [float(probability > 0.5) for probability in wanted]
+    assert len(set(probabilities(found))) == 2
+    assert found[0].rationale.startswith("Both try.")
+
+
+def test_a_hand_worked_table_is_renormalised_over_the_labels(server):
+    always(server, completion(by_id({A: 0.5, B: 0.125, 7: 0.3})))
+    (judgment,) = judge_of(server).compare([PAIR])
+    assert (judgment.prob_a, judgment.label_mass) == pytest.approx((0.8, 0.625), abs=1e-12)
+
+
+def test_what_is_sent_is_one_token_at_temperature_0_of_the_encoder_s_own_ids(server):
+    judge = judge_of(server)
+    assert server.calls[0][1]["logprobs"] == 20
+    server.calls.clear()
+    judge.compare([PAIR])
+    ((path, body, _),) = server.calls
+    assert path == "/v1/completions"
+    assert body == {
+        "model": "judge",
+        "prompt": list(judge.encoder.encode([PAIR])[0].ids),
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 20,
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def test_long_texts_are_cut_here_and_said_to_be(server):
+    judge = judge_of(server, tiny_encoder(max_length=80))
+    server.calls.clear()
+    long, short = judge.compare([Pair(as_prompt("2+2?"), "four " * 100, "five " * 50), PAIR])
+    assert (long.truncated, short.truncated) == (True, False)
+    assert all(len(body["prompt"]) <= 80 for _, body, _ in server.calls)
+    assert long.has_verdict
+
+
+def test_a_text_that_could_end_its_slot_is_never_sent(server):
+    judge = judge_of(server, JudgeEncoder(byte_tokenizer(), JudgeConfig(prompt="compact"), 2048))
+    server.calls.clear()
+    encoded = judge.encoder.encode
+    judge.encoder.encode = lambda pairs: [
+        type(item)(item.ids, item.truncated, "unsafe" if i == 0 else "") for i, item in enumerate(encoded(pairs))
+    ]
+    first, second = judge.compare([PAIR, PAIR])
+    assert (first.has_verdict, first.reason, second.has_verdict) == (False, "unsafe", True)
+    assert len(server.calls) == 1
+
+
+def test_text_is_sent_without_the_token_that_the_server_adds():
+    encoder = JudgeEncoder(
+        byte_tokenizer(None, prepend_bos=True), JudgeConfig(prompt="compact", rendering="plain"), 2048
+    )
+    server = OpenAIServer(lambda path, body: completion({"A": math.log(0.6), "B": math.log(0.3)}))
+    try:
+        judge_of(server, encoder, Reading(send="text")).compare([PAIR])
+        prompt = server.calls[-1][1]["prompt"]
+        assert prompt == "Question: 2+2?\nReply A: four\nReply B: five\nBetter:\n"
+    finally:
+        server.stop()
+
+
+def test_the_chat_message_is_the_filled_prompt_without_the_template_around_it():
+    judge = served_judge(method="text")
+    server = tiny_server("ids")
+    server.calls.clear()
+    judge.compare([PAIR])
+    (message,) = server.calls[-1][1]["messages"]
+    wanted = "Question: 2+2?\nReply A: four\nReply B: five\nBetter:"
+    assert message == {"role": "user", "content": wanted}
+    assert server.calls[-1][1]["max_tokens"] == 512
+
+
+def test_both_orders_over_a_served_judge_equals_both_orders_here():
+    pairs = pairs_of_many_lengths()[:4]
+    found = probabilities(BothOrders(served_judge()).compare(pairs))
+    assert found == pytest.approx(probabilities(BothOrders(tiny_judge()).compare(pairs)), abs=ATOL, rel=0)
+
+
+def test_it_works_inside_a_running_event_loop(server):
+    judge = judge_of(server)
+
+    async def inside():
+        return judge.compare(PAIRS)
+
+    assert probabilities(asyncio.run(inside())) == pytest.approx([0.75 / 0.95] * 6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("A", "A"),
+        ("B.", "B"),
+        ('"A"', "A"),
+        ("#Preferred: B", "B"),
+        ("**Preferred: [[B]]**\n\n", "B"),
+        ("A is longer, B is right.\n#Preferred: B", "B"),
+        ("#Preferred: A\nno, wait\n#Preferred: B", None),
+        ("#Preferred: A\nB", None),
+        ("A.\nfine\nB.\nbad\n#Preferred: A", "A"),
+        ("#Preferred: A\nThat is all.", None),
+        ("A or B", None),
+        ("A B", None),
+        ("a", None),
+        ("AB", None),
+        ("A?", None),
+        ("not A", None),
+        ("#Preferred:", None),
+        ("", None),
+        ("\n \n", None),
+    ],
+)
+def test_a_written_verdict_is_exactly_one_label(text, verdict):
+    assert parse_verdict(text, ("A", "B")) == verdict
+
+
+def test_labels_other_than_letters_are_read_as_they_are():
+    assert parse_verdict("1.\n#Preferred: (2)", ("1", "2")) == "2"
+    assert parse_verdict("so\n.*", (".*", "B")) == ".*"
+
+
+# --- no verdict, with a reason ----------------------------------------------------------------------------------------
+
+TOP = by_id({A: 0.75, B: 0.2})
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"{garbage", "not JSON: {garbage"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        ([1], "no object"),
+        ({}, "no choices"),
+        ({"error": "overloaded"}, "overloaded"),
+        ({"choices": []}, "choices are not 1"),
+        ({"choices": completion(TOP)["choices"] * 2}, "choices are not 1"),
+        ({"choices": "one"}, "choices are not 1"),
+        ({"choices": [None]}, "no logprobs"),
+        (completion(None), "no top_logprobs"),
+        ({"choices": [{"logprobs": {"top_logprobs": {"A": -1.0}}}]}, "top_logprobs are not a list"),
+        (completion({}), "log-probabilities are {}"),
+        ({"choices": [{"logprobs": {"top_logprobs": []}}]}, "top_logprobs are empty"),
+        ({"choices": [{"logprobs": {"top_logprobs": [None]}}]}, "log-probabilities are null"),
+        ({"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "A"}]}]}}]}, "no id"),
+        ({"choices": [{"logprobs": {"content": []}}]}, "content are empty"),
+        (completion(by_id({A: 0.75, 7: 0.2})), r"label 'B' is not among the 2 likeliest tokens given \(20 asked for\)"),
+        (completion(by_id({7: 0.75})), "label 'A' and 'B'"),
+        (completion({"A": -0.5, "C": -2.0}), "label 'B' is not among"),
+        (completion(TOP | {f"token_id:{A}": None}), "null stands where"),
+        (completion(TOP | {f"token_id:{A}": math.nan}), "NaN stands where"),
+        (completion(TOP | {f"token_id:{A}": True}), "true stands where"),
+        (completion(TOP | {f"token_id:{A}": 0.5}), "0.5 stands where"),
+        (completion({f"token_id:{A}": -9999.0, f"token_id:{B}": -9999.0}), "both labels have probability 0"),
+        (completion(TOP, 5), r"the server read 5 tokens where \d+ were sent"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_no_verdict(server, answer, reason):
+    judge = judge_of(server, max_failures=5)
+    answering(server, answer)
+    first, second = judge.compare([PAIR])[0], judge.compare([PAIR])[0]
+    assert math.isnan(first.prob_a)
+    assert re.search(reason, first.reason), first.reason
+    assert second.prob_a == pytest.approx(0.75 / 0.95, abs=1e-12)
+
+
+def test_the_first_of_several_positions_is_the_next_token(server):
+    answer = completion(by_id({A: 0.5, B: 0.125}))
+    answer["choices"][0]["logprobs"]["top_logprobs"].append(by_id({A: 0.1, B: 0.9}))
+    always(server, answer)
+    assert judge_of(server).compare([PAIR])[0].prob_a == pytest.approx(0.8, abs=1e-12)
+
+
+def test_an_answer_that_cannot_be_unpacked_is_no_verdict(server):
+    judge = judge_of(server)
+    answering(server, b"garbage", headers={"Content-Encoding": "gzip"})
+    (judgment,) = judge.compare([PAIR])
+    assert (judgment.has_verdict, judgment.reason[:13]) == (False, "DecodingError")
+
+
+@pytest.mark.parametrize("score", [None, 1.5, -0.1, "0.5", math.nan, True])
+def test_a_score_that_is_no_probability_is_no_verdict(server, score):
+    always(server, {"data": [{"score": 0.5}]})
+    judge = judge_of(server, reading=Reading("generative_scoring"))
+    always(server, {"data": [{"score": score}]})
+    (judgment,) = judge.compare([PAIR])
+    assert (judgment.has_verdict, "stands where a number from 0 to 1" in judgment.reason) == (False, True)
+    always(server, {"data": [{"score": 0.5}, {"score": 0.5}]})
+    assert "data are not 1" in judge.compare([PAIR])[0].reason
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"message": {"content": "A or B"}, "finish_reason": "stop"}, "does not end in exactly one label"),
+        ({"message": {"content": "A"}, "finish_reason": "length"}, "no verdict within 512 tokens"),
+        ({"message": {"content": None}, "finish_reason": "stop"}, "text is null"),
+        ({"message": {"content": "A"}}, "no finish_reason"),
+        ({"message": None, "finish_reason": "stop"}, "no message.content"),
+    ],
+)
+def test_a_text_without_a_verdict_is_no_verdict(server, choice, reason):
+    always(server, {"choices": [{"message": {"content": "A"}, "finish_reason": "stop"}]})
+    judge = judge_of(server, reading=Reading("text"))
+    always(server, {"choices": [choice]})
+    (judgment,) = judge.compare([PAIR])
+    assert (judgment.has_verdict, reason in judgment.reason) == (False, True)
+
+
+def test_an_unlikely_label_is_no_failure_of_the_server(server):
+    judge = judge_of(server, max_failures=2)
+    always(server, completion(by_id({A: 0.75})))
+    assert not any(judgment.has_verdict for judgment in judge.compare(PAIRS))
+
+
+def test_a_server_that_answers_too_slowly_gives_no_verdict_within_the_deadline(server):
+    judge = judge_of(server, deadline=0.4)
+    server.fail(lambda handler, number: number == 3 and (time.sleep(1.5) or True))
+    before = time.monotonic()
+    judgments = judge.compare(PAIRS)
+    assert time.monotonic() - before < 1.2
+    assert [judgment.has_verdict for judgment in judgments].count(False) == 1
+    assert [judgment.reason for judgment in judgments if judgment.reason] == ["no answer within 0.4 s"]
+    assert len(server.calls) == 6  # a call that was too slow is not made again
+
+
+def test_an_answer_that_trickles_in_ends_with_the_deadline(server):
+    judge = judge_of(server, deadline=0.3)
+
+    def trickle(handler, number):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(12):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+        handler.close_connection = True
+        return True
+
+    server.fail(trickle)
+    before = time.monotonic()
+    assert judge.compare([PAIR])[0].reason == "no answer within 0.3 s"
+    assert time.monotonic() - before < 0.9
+
+
+# --- trying again -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_or_broken_server_is_asked_again(server, status):
+    judge = judge_of(server)
+    answering(server, {"error": "later"}, {"error": "later"}, status=status)
+    assert judge.compare([PAIR])[0].prob_a == pytest.approx(0.75 / 0.95, abs=1e-12)
+    assert len(server.calls) == 3
+
+
+def test_a_connection_that_is_closed_unanswered_is_tried_again(server):
+    judge = judge_of(server)
+
+    def hang_up(handler, number):
+        handler.close_connection = True
+        return number <= 2
+
+    server.fail(hang_up)
+    assert judge.compare([PAIR])[0].has_verdict
+    assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize("asked", ["1", "date", "soon", "-3"])
+def test_the_wait_that_a_server_asks_for_is_kept(server, asked):
+    judge = judge_of(server)
+    date = format_datetime(datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2), usegmt=True)
+    answering(server, {}, status=429, headers={"Retry-After": date if asked == "date" else asked})
+    before = time.monotonic()
+    assert judge.compare([PAIR])[0].has_verdict
+    assert (time.monotonic() - before > 0.8) == (asked in ("1", "date"))
+
+
+def test_waits_are_drawn_up_to_a_bound_that_doubles(server, monkeypatch):
+    bounds = []
+
+    class Jitter:
+        def uniform(self, low, high):
+            bounds.append((low, high))
+            return 0.0
+
+    judge = judge_of(server)
+    monkeypatch.setattr(server_calls, "_JITTER", Jitter())
+    monkeypatch.setattr(server_calls, "_BACKOFF_SECONDS", (0.25, 1.5))
+    answering(server, *[{}] * 4, status=500)
+    judge.compare([PAIR])
+    assert bounds == [(0, 0.25), (0, 0.5), (0, 1.0), (0, 1.5), (0, 1.5)]
+
+
+def test_the_run_s_random_numbers_are_left_alone(server):
+    judge = judge_of(server)
+    random.seed(5)
+    answering(server, {}, {}, status=500)
+    judge.compare([PAIR])
+    drawn = random.random()
+    random.seed(5)
+    assert drawn == random.random()
+
+
+def test_a_server_that_stays_broken_gives_no_verdict_that_tells_of_it(server):
+    judge = judge_of(server, deadline=0.4)
+    always(server, {"error": "out of memory"}, 500)
+    before = time.monotonic()
+    (judgment,) = judge.compare([PAIR])
+    assert judgment.reason == 'no answer within 0.4 s (HTTP 500: {"error": "out of memory"})'
+    assert time.monotonic() - before < 1.0
+    assert len(server.calls) > 2
+
+
+# --- stops ------------------------------------------------------------------------------------------------------------
+
+
+def test_so_many_failed_calls_in_a_row_stop_the_run(server):
+    judge = judge_of(server, max_failures=3, concurrency=1)
+    always(server, b"garbage")
+    with pytest.raises(
+        ServerError, match=rf"{server.url}: 3 calls in a row .*max_failures 3.*not JSON: garbage.*--reward_"
+    ):
+        judge.compare(PAIRS)
+    assert len(server.calls) == 3
+
+
+def test_failures_are_counted_over_batches_and_forgotten_after_an_answer(server):
+    judge = judge_of(server, max_failures=3, concurrency=1)
+    server.fail(lambda handler, number: number % 3 != 0 and handler.reply(b"garbage"))
+    assert [judgment.has_verdict for judgment in judge.compare(PAIRS)] == [False, False, True] * 2
+    always(server, b"garbage")
+    assert not judge.compare([PAIR])[0].has_verdict
+    assert not judge.compare([PAIR])[0].has_verdict
+    with pytest.raises(ServerError, match="3 calls in a row"):
+        judge.compare([PAIR])
+
+
+def test_a_call_that_the_server_refuses_stops_the_run_with_its_words(server):
+    judge = judge_of(server)
+    answering(server, {"error": {"message": "logprobs above 5"}}, status=400)
+    with pytest.raises(ServerError, match=r"/v1/completions refused a call .HTTP 400: .*logprobs above 5"):
+        judge.compare(PAIRS)
+    assert 1 <= len(server.calls) <= 6
+
+
+def test_a_redirect_stops_the_run(server):
+    judge = judge_of(server)
+    always(server, {}, 307, {"Location": "http://127.0.0.1:9/"})
+    with pytest.raises(ServerError, match="HTTP 307"):
+        judge.compare([PAIR])
+
+
+def test_a_server_killed_in_mid_batch_leaves_its_verdicts_or_a_stop():
+    program = [sys.executable, str(REPOSITORY / "tests" / "openai_server.py")]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            settings = {"deadline": 0.4, "concurrency": 4}
+            patient = LLMJudge(Server(url, "judge", max_failures=1000, **settings), tiny_encoder())
+            strict = LLMJudge(Server(url, "judge", max_failures=4, **settings), tiny_encoder())
+            threading.Timer(0.06, os.kill, (process.pid, signal.SIGKILL)).start()
+            before = time.monotonic()
+            judgments = patient.compare([Pair(as_prompt(str(i)), "x", "y") for i in range(24)])
+            assert time.monotonic() - before < 24 / 4 * 0.4 + 2
+            answered = [judgment for judgment in judgments if judgment.has_verdict]
+            assert 0 < len(answered) < 24
+            assert probabilities(answered) == pytest.approx([0.75 / 0.95] * len(answered), abs=1e-12)
+            reasons = {judgment.reason for judgment in judgments if not judgment.has_verdict}
+            assert all("no answer within 0.4 s (" in reason for reason in reasons)
+            with pytest.raises(ServerError, match="4 calls in a row"):
+                strict.compare(PAIRS)
+        finally:
+            process.kill()
+
+
+def test_an_interrupt_ends_the_wait(server):
+    judge = judge_of(server, deadline=30.0)
+    release = threading.Event()
+    server.fail(lambda handler, number: release.wait(20))
+    before_test = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
+    threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    before = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            judge.compare(PAIRS)
+        assert time.monotonic() - before < 3
+    finally:
+        signal.signal(signal.SIGINT, before_test)
+        release.set()
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_calls_are_under_way_than_allowed(server, concurrency):
+    judge = judge_of(server, concurrency=concurrency)
+    server.fail(lambda handler, number: time.sleep(0.05))
+    assert all(judgment.has_verdict for judgment in judge.compare(PAIRS * 2))
+    assert server.peak == concurrency
+
+
+def test_waiting_for_a_turn_is_no_part_of_the_deadline(server):
+    judge = judge_of(server, concurrency=1, deadline=0.5)
+    server.fail(lambda handler, number: time.sleep(0.15))
+    assert all(judgment.has_verdict for judgment in judge.compare(PAIRS))
+
+
+# --- before the run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_there_is_refused_within_the_deadline():
+    before = time.monotonic()
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(SettingsError, match=rf"--reward_url {url} .*no answer within 0.5 s .ConnectError"):
+        LLMJudge(Server(url, "judge", deadline=0.5), tiny_encoder())
+    assert time.monotonic() - before < 1.5
+
+
+def test_a_model_that_is_not_served_is_refused_with_those_that_are(server):
+    server.models = [{"id": "one"}, {"id": "two"}]
+    with pytest.raises(SettingsError, match=r"does not serve judge; it serves one, two: .*--reward_served_model"):
+        judge_of(server)
+
+
+@pytest.mark.parametrize("models", [None, [3], ["judge"], [{"name": "judge"}]])
+def test_a_list_of_models_that_cannot_be_read_is_refused(server, models):
+    server.models = models
+    with pytest.raises(SettingsError, match="/v1/models says: the answer"):
+        judge_of(server)
+
+
+def test_a_context_of_the_server_that_is_too_short_is_refused_with_the_length_that_fits(server):
+    server.models = [{"id": "judge", "max_model_len": 100}]
+    with pytest.raises(
+        SettingsError, match=r"holds 100 tokens.* --reward_max_length 100 with 1 .*--reward_max_length 99"
+    ):
+        judge_of(server, tiny_encoder(max_length=100))
+    judge_of(server, tiny_encoder(max_length=99))
+
+
+def test_an_encoder_without_a_limit_is_refused(server):
+    encoder = JudgeEncoder(byte_tokenizer(), JudgeConfig(prompt="compact"))
+    with pytest.raises(SettingsError, match="give --reward_max_length"):
+        judge_of(server, encoder)
+    assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(completion(None), "no top_logprobs"), (completion(TOP, 3), "the server read 3 tokens")]
+)
+def test_a_form_that_cannot_be_read_is_refused_before_the_run(server, answer, reason):
+    always(server, answer)
+    with pytest.raises(SettingsError, match=f"--reward_method logprobs cannot be used.*{reason}"):
+        judge_of(server)
+
+
+def test_a_method_that_the_server_does_not_offer_is_refused_before_the_run(server):
+    always(server, {"detail": "Not Found"}, 404)
+    with pytest.raises(
+        SettingsError, match=r"generative_scoring cannot be used, /generative_scoring .*HTTP 404.*Not F"
+    ):
+        judge_of(server, reading=Reading("generative_scoring"))
+
+
+def test_a_label_whose_text_is_another_token_s_too_is_refused_where_tokens_come_as_text(server):
+    tokenizer = metaspace_tokenizer()
+    # Llama 2's: it strips the space from the token ` A`, which then reads like the token `A`.
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    encoder = JudgeEncoder(tokenizer, JudgeConfig(prompt="compact"), 2048)
+    always(server, completion({"A": -0.5, "B": -1.0}))
+    with pytest.raises(SettingsError, match="a label's text belongs to several tokens"):
+        judge_of(server, encoder)
+    always(server, completion(by_id(dict(zip(encoder.label_ids, (0.75, 0.2), strict=True)))))
+    assert judge_of(server, encoder).compare([PAIR])[0].has_verdict
+
+
+def test_a_prompt_that_does_not_survive_as_text_is_refused_before_the_run(server):
+    encoder = JudgeEncoder(byte_tokenizer(prepend_bos=True), JudgeConfig(prompt="compact"), 2048)
+    encoder.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}\n"
+    with pytest.raises(SettingsError, match="--reward_send ids"):
+        judge_of(server, encoder, Reading(send="text"))
+    assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"url": "localhost:8000"}, "--reward_url localhost:8000"),
+        ({"url": "ftp://host"}, "--reward_url ftp://host"),
+        ({"url": "http://"}, "--reward_url http://"),
+        ({"url": "http://host:port"}, "--reward_url http://host:port"),
+        ({"url": "http://host/?key=1"}, "--reward_url"),
+        ({"concurrency": 0}, "--reward_concurrency is 0"),
+        ({"deadline": -1.0}, "--reward_deadline is -1"),
+        ({"deadline": math.inf}, "--reward_deadline is inf"),
+        ({"max_failures": 0}, "--reward_max_failures is 0"),
+    ],
+)
+def test_settings_of_the_server_that_cannot_work_are_refused_by_name(settings, told):
+    with pytest.raises(SettingsError, match=told):
+        Server(**{"url": "http://127.0.0.1:1", "model": "judge"} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"method": "logits"}, "--reward_method logits: choose one of logprobs, generative_scoring, text"),
+        ({"send": "bytes"}, "--reward_send bytes: choose one of ids, text"),
+        ({"top_logprobs": 1}, "--reward_top_logprobs is 1: give at least 2"),
+        ({"method": "text", "answer_tokens": 0}, "--reward_answer_tokens is 0: give at least 1"),
+        ({"answer_tokens": 9}, "--reward_answer_tokens 9 is not read by --reward_method logprobs"),
+        ({"method": "text", "send": "ids"}, "--reward_send ids is not read by --reward_method text"),
+        ({"method": "generative_scoring", "top_logprobs": 5}, "--reward_top_logprobs 5 is not read by"),
+    ],
+)
+def test_settings_of_the_reading_that_cannot_work_are_refused_by_name(settings, told):
+    with pytest.raises(SettingsError, match=told):
+        Reading(**settings)
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+def test_an_address_may_end_in_v1(server, suffix):
+    judge = LLMJudge(Server(server.url + suffix, "judge"), tiny_encoder())
+    assert judge.compare([PAIR])[0].has_verdict
+
+
+# --- the key ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_goes_to_the_server_and_into_no_message(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-geheim")
+    judge = judge_of(server, api_key_env="JUDGE_KEY")
+    assert server.calls[-1][2]["Authorization"] == "Bearer sk-geheim"
+    assert "geheim" not in repr(judge.server)
+    always(server, {"error": "Incorrect API key provided: sk-geheim"}, 401)
+    with pytest.raises(ServerError, match=r"HTTP 401: .*provided: \*\*\*") as caught:
+        judge.compare([PAIR])
+    assert "geheim" not in str(caught.value)
+    with pytest.raises(SettingsError, match="HTTP 401") as caught:
+        judge_of(server, api_key_env="JUDGE_KEY")
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "told"), [(None, "is not set"), ("", "is not set"), ("se\ncret", "line breaks")])
+def test_a_key_that_cannot_be_sent_is_refused_unshown(key, told, monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(SettingsError, match=f"--reward_api_key_env JUDGE_KEY: .*{told}") as caught:
+        Server("http://127.0.0.1:1", "judge", api_key_env="JUDGE_KEY")
+    assert "cret" not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_refused_unshown():
+    with pytest.raises(SettingsError, match="--reward_api_key_env") as caught:
+        Server("http://me:geheim@127.0.0.1:1", "judge")
+    assert "geheim" not in str(caught.value)
+
+
+# --- fingerprint ------------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_changes_with_all_that_decides_and_with_nothing_else(server):
+    server.answer = lambda path, body: (
+        {"data": [{"score": 0.5}]} if path == "/generative_scoring" else completion({"A": -0.5, "B": -1.0})
+    )
+    plain = judge_of(server).fingerprint
+    assert judge_of(server, concurrency=3, deadline=9.0, max_failures=2).fingerprint == plain
+    server.models = [{"id": "judge", "created": 1}]
+    assert judge_of(server).fingerprint == plain
+    spaced = byte_tokenizer(CHATML.replace("<|im_start|>assistant", "<|im_start|>judge"))
+    changed = [
+        judge_of(server, tiny_encoder(max_length=99)),
+        judge_of(server, tiny_encoder(labels=("B", "A"))),
+        judge_of(server, JudgeEncoder(byte_tokenizer(), JudgeConfig(), 2048)),
+        judge_of(server, JudgeEncoder(spaced, JudgeConfig(prompt="compact"), 2048)),
+        judge_of(server, JudgeEncoder(byte_tokenizer(prepend_bos=True), JudgeConfig(prompt="compact"), 2048)),
+        judge_of(server, reading=Reading(top_logprobs=5)),
+        judge_of(server, reading=Reading(send="text")),
+        judge_of(server, reading=Reading("generative_scoring")),
+    ]
+    server.models = [{"id": "judge", "root": "other"}]
+    changed.append(judge_of(server))
+    server.models = [{"id": "renamed"}]
+    changed.append(LLMJudge(Server(server.url, "renamed"), tiny_encoder()))
+    assert len({plain, *(judge.fingerprint for judge in changed)}) == len(changed) + 1
+
+
+# --- the encoder of a judge elsewhere ---------------------------------------------------------------------------------
+
+
+def test_an_encoder_is_loaded_from_a_tokenizer_alone_and_takes_its_length(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    assert load_served_encoder(str(tmp_path), prompt="compact").max_length is None
+    assert load_served_encoder(str(tmp_path), prompt="compact", max_length=300).max_length == 300
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(tmp_path)
+    assert load_served_encoder(str(tmp_path), prompt="compact").max_length == 511
+    tiny_model("llama", len(tokenizer)).config.save_pretrained(tmp_path)
+    JudgeConfig(prompt="compact", max_length=700).save(tmp_path)
+    assert load_served_encoder(str(tmp_path)).max_length == 700
+    assert load_served_encoder(str(tmp_path), max_length=9999).max_length == 2047
+    assert load_served_encoder(str(tmp_path), max_length=9999, answer_tokens=48).max_length == 2000
+    assert load_served_encoder(str(tmp_path), prompt="gram").prompt.name == "gram"
+
+
+def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
+    with pytest.raises(SettingsError, match=f"--reward_model {tmp_path}"):
+        load_served_encoder(str(tmp_path))

@@ -1,0 +1,201 @@
+"""What travels between server and client is what was sent; and what is refused before a server starts."""
+
+import json
+import math
+import random
+import socket
+import struct
+from dataclasses import fields, replace
+
+import pytest
+from pydantic import ValidationError
+
+from reward import types, wire
+from reward.backends import Member, PairwiseReward, WeightedSum
+from reward.errors import SettingsError
+from reward.judges.wrappers import BothOrders
+from reward.normalise import Moments
+from reward.pairing import Circular, RoundRobin
+from reward.serving import Service, ServingArguments, bind
+from reward.small_world import GoldReward
+from reward.types import Group, GroupScore, Judgment, Metric, Pair
+from tests.reward_server import ToyJudge
+
+
+def any_floats(count: int) -> list[float]:
+    rng = random.Random(0)
+    return [value for _ in range(count) if math.isfinite(value := struct.unpack("d", rng.randbytes(8))[0])]
+
+
+def bits(values) -> list[bytes]:
+    return [struct.pack("d", value) for value in values]
+
+
+def test_scores_and_metrics_travel_bit_for_bit():
+    values = [*any_floats(2000), 0.0, -0.0, 5e-324, 1 / 3, math.nextafter(0.5, 1), 1e22, 2.0**53 + 2]
+    metrics = tuple(Metric(f"m{i}", value, i) for i, value in enumerate(values))
+    score = GroupScore((*values, math.nan), metrics, ("a", "b"), 7)
+    reply = wire.ScoreReply(fingerprint="f", scores=[wire.GroupScoreBody.of(score)]).model_dump_json()
+    (back,) = wire.ScoreReply.model_validate_json(reply).records()
+    assert bits(back.scores[:-1]) == bits(values)
+    assert math.isnan(back.scores[-1])
+    assert "NaN" not in reply
+    assert bits(metric.total for metric in back.metrics) == bits(values)
+    assert (back.metrics, back.reasons, back.judgments) == (metrics, ("a", "b"), 7)
+
+
+def test_judgments_travel_bit_for_bit_with_their_readings():
+    rng = random.Random(1)
+    silent = Judgment(math.nan, reason="r", rationale="why", truncated=True)
+    for _ in range(500):
+        first = Judgment(rng.random(), rng.random(), "日本", cached=True)
+        judgment = Judgment(rng.random(), readings=(first, silent))
+        body = wire.CompareReply(fingerprint="f", judgments=[wire.JudgmentBody.of(judgment)]).model_dump_json()
+        (back,) = wire.CompareReply.model_validate_json(body).records()
+        assert bits([back.prob_a, back.readings[0].prob_a, back.readings[0].label_mass]) == bits(
+            [judgment.prob_a, first.prob_a, first.label_mass]
+        )
+        assert repr(back) == repr(judgment)  # NaN is not equal to itself; `cached` is no part of equality
+
+
+@pytest.mark.parametrize("name", ["Message", "Group", "Pair", "Metric", "GroupScore", "Judgment"])
+def test_every_field_of_a_record_travels(name):
+    record = getattr(types, name)
+    names = record._fields if name == "Metric" else [field.name for field in fields(record)]
+    assert list(getattr(wire, f"{name}Body").model_fields) == list(names)
+
+
+def test_requests_become_the_records_they_were():
+    prompt = types.as_prompt([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+    message = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    columns = (("solution", "4"), ("steps", [1, {"a": None}]))
+    for group in (Group(prompt, ("a", "b"), "r", columns), Group(prompt, ())):
+        assert wire.GroupBody(**json.loads(wire.as_json(group))).record() == group
+    pair = Pair(prompt, "a", "b \u2028 \ud83d")  # half a surrogate pair, which JSON files may hold
+    assert wire.PairBody(**json.loads(wire.as_json(pair))).record() == pair
+    assert wire.GroupBody(prompt=message, responses=["a"]).record() == Group(prompt, ("a",))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"scores": ["0.5"]}',
+        '{"scores": [true]}',
+        '{"scores": [Infinity]}',
+        '{"scores": [NaN]}',
+        '{"scores": 0.5}',
+        '{"scores": [0.5], "score": 1}',
+        '{"scores": [0.5], "metrics": [{"name": "n", "total": null, "count": 1}]}',
+        "{}",
+        "[0.5]",
+    ],
+)
+def test_what_is_no_score_is_refused(body):
+    with pytest.raises(ValidationError):
+        wire.GroupScoreBody.model_validate_json(body)
+
+
+@pytest.mark.parametrize("body", ['{"prob_a": 1.5}', '{"prob_a": -0.1}', '{"prob_a": null}', '{"reason": "r"}'])
+def test_what_is_no_judgment_is_refused(body):
+    with pytest.raises(ValueError):
+        wire.JudgmentBody.model_validate_json(body).record()
+
+
+def test_an_infinite_score_does_not_travel():
+    with pytest.raises(ValidationError):
+        wire.GroupScoreBody.of(GroupScore((math.inf,)))
+
+
+# --- tokens, addresses, fingerprints ----------------------------------------------------------------------------------
+
+
+def test_a_token_is_read_from_the_variable_named_and_never_told(monkeypatch):
+    monkeypatch.delenv("GRAM_REWARD_TOKEN", raising=False)
+    assert wire.read_token(None, "token_variable") is None
+    monkeypatch.setenv("GRAM_REWARD_TOKEN", "s3cret")
+    monkeypatch.setenv("OTHER", "other")
+    assert wire.read_token(None, "token_variable") == "s3cret"
+    assert wire.read_token("OTHER", "token_variable") == "other"
+    with pytest.raises(SettingsError, match=r"--token_variable MISSING.*not set"):
+        wire.read_token("MISSING", "token_variable")
+    for bad in ("", "two words", "new\nline", "schlüssel"):
+        monkeypatch.setenv("OTHER", bad)
+        with pytest.raises(SettingsError, match=r"OTHER .--token_variable. does not hold a token") as refusal:
+            wire.read_token("OTHER", "token_variable")
+        assert not bad or bad not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", -1), ("port", 65536), ("max_items", 0), ("max_queue", 0), ("max_body_mb", 0), ("drain_seconds", 0)],
+)
+def test_numbers_out_of_range_are_refused_by_name(name, value):
+    with pytest.raises(SettingsError, match=f"--{name} {value}"):
+        ServingArguments(**{name: value})
+
+
+def test_an_address_others_can_reach_needs_a_token():
+    for host in ("0.0.0.0", "::"):
+        with pytest.raises(SettingsError, match=f"--host {host} can be reached by others.*--token_variable"):
+            bind(ServingArguments(host=host, port=0), None)
+    bind(ServingArguments(host="0.0.0.0", port=0), "token").close()
+    for host in ("127.0.0.1", "localhost"):
+        bind(ServingArguments(host=host, port=0), None).close()
+
+
+def test_an_address_that_cannot_be_had_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"--port {port} cannot be listened at"):
+            bind(ServingArguments(port=port), None)
+    with pytest.raises(SettingsError, match=r"--host no.such.host.invalid"):
+        bind(ServingArguments(host="no.such.host.invalid", port=0), None)
+
+
+def test_nobody_can_connect_before_the_backend_is_there():
+    with bind(ServingArguments(port=0), None) as listener, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(listener.getsockname(), timeout=5)
+
+
+def test_every_setting_that_moves_a_score_is_in_the_fingerprint():
+    def of(judge=None, *rest, **settings) -> str:
+        return Service.of(PairwiseReward(judge or ToyJudge(), *rest, **settings)).fingerprint
+
+    variants = [
+        of(),
+        of(ToyJudge(salt="other")),
+        of(BothOrders(ToyJudge())),
+        of(None, RoundRobin()),
+        of(None, Circular(4), "bradley_terry"),
+        of(None, Circular(6), "bradley_terry"),
+        of(None, RoundRobin(), "copeland"),
+        of(scale="margin"),
+        of(name="other"),
+        of(seed=1),
+    ]
+    assert len(set(variants)) == len(variants)
+    assert of() == variants[0]
+    member, other = Member(1.0, PairwiseReward(ToyJudge())), PairwiseReward(ToyJudge(salt="x"))
+    members = [member, *(replace(member, **change) for change in ({"weight": 2.0}, {"clip": 1.0}, {"backend": other}))]
+    sums = [Service.of(WeightedSum([one])).fingerprint for one in members]
+    sums.append(Service.of(WeightedSum([member], "other")).fingerprint)
+    assert len({*sums, *variants}) == len(sums) + len(variants)
+
+
+def test_a_service_says_what_its_groups_need():
+    versus = Service.of(PairwiseReward(ToyJudge()))
+    among = Service.of(PairwiseReward(ToyJudge(), RoundRobin(), name="among"))
+    both = Service.of(WeightedSum([Member(1.0, versus.backend), Member(1.0, among.backend)]))
+    assert (versus.needs_reference, versus.least_responses) == (True, 1)
+    assert (among.needs_reference, among.least_responses) == (False, 2)
+    assert (both.needs_reference, both.least_responses, both.judge) == (True, 2, None)
+
+
+def test_a_sum_whose_moments_a_training_loop_learns_is_not_served():
+    with pytest.raises(SettingsError, match=r"'sum' normalises.*in the trainer"):
+        Service.of(WeightedSum([Member(1.0, PairwiseReward(ToyJudge()), Moments())]))
+
+
+def test_a_backend_without_a_fingerprint_is_not_served():
+    with pytest.raises(SettingsError, match=r"GoldReward.*no fingerprint"):
+        Service.of(GoldReward())
