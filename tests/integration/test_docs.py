@@ -1,5 +1,7 @@
 """Every command and every snippet of README.md runs: with toy models in place of the named ones, and few steps."""
 
+import json
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +16,7 @@ from tests.gram_toys import save_toy_model, toy_rows, write_rows
 
 README = (REPOSITORY / "README.md").read_text()
 IN_SMALL_WORLD = {"deepspeed recipes/ppo_gram.py", "deepspeed --num_gpus 2 recipes/grpo_gram.py"}  # test_quickstart.py
+SERVER = "python recipes/serve_reward.py --reward_model runs/judge --port 8000"  # test_serve_reward.py
 BY_MAKE = {"make quickstart", "make test"}  # test_quickstart.py runs what the first does; the second runs this
 
 
@@ -23,7 +26,7 @@ def commands() -> list[str]:
     return [" ".join(line.split()) for line in re.findall(r"^    ((?:make|deepspeed|python) .*)$", text, re.MULTILINE)]
 
 
-RUNNABLE = [command for command in commands() if command not in BY_MAKE | IN_SMALL_WORLD]
+RUNNABLE = [command for command in commands() if command not in BY_MAKE | IN_SMALL_WORLD | {SERVER}]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,8 @@ def toys(tmp_path_factory):
 
 
 def test_the_readme_names_its_commands():
-    assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD
-    assert len(RUNNABLE) == 5
+    assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD | {SERVER}
+    assert len(RUNNABLE) == 6
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
@@ -70,7 +73,7 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     if "po_gram" in command:
         small |= {"--max_completion_length": 8, "--steps_per_generation": 1, "--gradient_accumulation_steps": 1}
         small |= {"--report_to": "none"}
-    else:
+    elif "bradley_terry" not in command:
         small |= {"--prompt": "compact"}
     words += [str(word) for item in small.items() for word in item]
     done = run_deepspeed(words[1:], num_ranks=1)
@@ -78,10 +81,24 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
 
 
 def test_the_snippet_of_the_readme_runs(toys):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    (code,) = (snippet for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "runs/judge" in snippet)
     code = code.replace('"runs/judge"', repr(str(toys / "judge")))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert 0 < float(done.stdout) < 1, done.stderr
+
+
+def test_the_readmes_own_reward_trains(toys, tmp_path):
+    (code,) = (snippet for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def brief" in snippet)
+    (tmp_path / "my_reward.py").write_text(code)
+    flags = {"--model_name_or_path": toys / "model", "--dataset": toys / "prompts.jsonl", "--output_dir": tmp_path}
+    flags |= {"--reward": "my_reward:brief", "--max_steps": 1, "--per_device_train_batch_size": 8}
+    flags |= {"--max_completion_length": 8, "--report_to": "none", "--gradient_checkpointing": "false"}
+    command = [sys.executable, "recipes/grpo_gram.py", *(str(word) for item in flags.items() for word in item)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(tmp_path)])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["rewards/brief/mean"] < 0
 
 
 def test_every_file_that_the_readme_names_exists():
