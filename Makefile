@@ -22,9 +22,9 @@ $(STAMP): pyproject.toml
 quickstart: install
 	$(PYTHON) recipes/quickstart.py
 
-# PYTEST_ARGS="tests/unit -x" narrows the run.
+# Two workers, a file at a time, the longest first (tests/conftest.py). PYTEST_ARGS="tests/unit -x" narrows the run.
 test: install
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: install
 	$(PYTHON) -m ruff check .
