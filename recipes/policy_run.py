@@ -27,13 +27,13 @@ def in_small_world() -> bool:
 
 def small_world_defaults(config: str) -> dict:
     """The settings of `configs/{config}`, with the paths of the small world; it need not be built yet."""
+    return yaml.safe_load((CONFIGS / config).read_text()) | small_world_paths("train_prompts.jsonl")
+
+
+def small_world_paths(prompts: str) -> dict:
+    """Policy and prompts of the small world; they need not be there yet."""
     world = small_world_cache.folder()
-    settings = yaml.safe_load((CONFIGS / config).read_text())
-    paths = {
-        "model_name_or_path": str(world / "policy"),
-        "dataset": [str(world / "data" / "train_prompts.jsonl")],
-    }
-    return settings | paths
+    return {"model_name_or_path": str(world / "policy"), "dataset": [str(world / "data" / prompts)]}
 
 
 def prepare_small_world(reward_args: RewardArguments) -> None:

@@ -28,7 +28,7 @@ _MADE_BY = (
 )
 _NOT_OF_THE_WORLD = ("ppo_small_world.yaml", "grpo_small_world.yaml")  # what is done in it, not how it is made
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR")
-_LAUNCHER_VARIABLES += ("MASTER_PORT", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU")
+_LAUNCHER_VARIABLES += ("MASTER_PORT", "ACCELERATE_USE_CPU")
 
 
 def folder() -> Path:
@@ -57,6 +57,8 @@ def ensure_built() -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         print(f"building the small world in {world} (once, three to four minutes on two cores)", flush=True)
         environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
+        if "RANK" in os.environ:  # a rank's share of the cores is not the build's, which the other ranks wait for
+            environment.pop("OMP_NUM_THREADS", None)
         command = [sys.executable, str(ROOT / "recipes" / "build_small_world.py"), str(unfinished)]
         status = subprocess.run(command, env=environment).returncode
         if status != 0:

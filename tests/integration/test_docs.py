@@ -15,7 +15,11 @@ from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
 
 README = (REPOSITORY / "README.md").read_text()
-IN_SMALL_WORLD = {"deepspeed recipes/ppo_gram.py", "deepspeed --num_gpus 2 recipes/grpo_gram.py"}  # test_quickstart.py
+IN_SMALL_WORLD = {  # run by test_quickstart.py, where there is a small world
+    "deepspeed recipes/ppo_gram.py",
+    "deepspeed --num_gpus 2 recipes/grpo_gram.py",
+    "python recipes/best_of_n.py",
+}
 SERVER = "python recipes/serve_reward.py --reward_model runs/judge --port 8000"  # test_serve_reward.py
 BY_MAKE = {"make quickstart", "make test"}  # test_quickstart.py runs what the first does; the second runs this
 
@@ -46,13 +50,12 @@ def toys(tmp_path_factory):
 
 def test_the_readme_names_its_commands():
     assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD | {SERVER}
-    assert len(RUNNABLE) == 6
+    assert len(RUNNABLE) == 7
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
 def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     words = shlex.split(command)
-    assert words[0] == "deepspeed"
     here = {
         "--model_name_or_path": toys / "model",
         "--reward_model": toys / "judge",
@@ -67,6 +70,12 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         if flag in words:
             at = words.index(flag) + 1
             words[at] = str(value or toys / words[at])
+    if words[0] == "python":  # best_of_n.py
+        words += ["--num_samples", "2", "--max_prompts", "2", "--max_completion_length", "8"]
+        run = [sys.executable, *(str(word) for word in words[1:])]
+        done = subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
+        assert (tmp_path / "out" / "picks.jsonl").exists(), done.stderr[-2000:]
+        return
     small = {"--max_steps": 1, "--per_device_train_batch_size": 4, "--gradient_checkpointing": "false"}
     if "grpo_gram" in command:
         small |= {"--per_device_train_batch_size": 8}

@@ -78,3 +78,16 @@ def test_grpo_runs_without_flags_on_two_ranks(small_world, tmp_path):
     assert "sharded over 2 ranks (float32)" in lines[2]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["settings"]["JudgedGRPOConfig"]["deepspeed"].endswith("zero3_cpu.json")
+
+
+def test_best_of_n_runs_without_flags(small_world, tmp_path):
+    command = [sys.executable, REPOSITORY / "recipes" / "best_of_n.py", "--output_dir", tmp_path]
+    command += ["--max_prompts", 16, "--num_samples", 8]
+    environment = {**os.environ, "GRAM_SMALL_WORLD": small_world}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    first, *_, last = json.loads((tmp_path / "results.json").read_text())["curve"]
+    assert (first["n"], last["n"]) == (1, 8)
+    assert last["gold"] > first["gold_high"], "picking by the judge finds better replies"
+    assert last["kl_upper_bound"] == pytest.approx(2.0794415 - 7 / 8)
