@@ -1,0 +1,238 @@
+"""Benchmark files in their original formats as labelled pairs. Nothing here imports torch.
+
+Every reader refuses what is not of its format, with file, row, and the fields that were expected and found.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reward.errors import DataError, SettingsError
+from reward.evaluation.records import Record
+from reward.training.data import load_rows, read_preferences
+from reward.types import NO_VERDICT, Message, Preference, Prompt, as_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A labelled pair of a benchmark: `subset` is the part it belongs to, pairs of one `item` are not independent.
+
+    columns: what a row of a preference data set says beside it, as in `Group`.
+    """
+
+    id: str
+    preference: Preference
+    subset: str = ""
+    item: str = ""
+    columns: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
+
+
+def read_benchmark(name: str, sources: Sequence[str], split: str = "test", subsets: Sequence[str] = ()) -> list[Item]:
+    """The pairs of `sources`, files or hub names in the format `name` (a key of `FORMATS`), of `subsets` or all.
+
+    split: of a hub data set, or of a preference file with a column `split`.
+
+    Raises:
+        SettingsError: unknown format or subset. DataError: a file of another format, or an id that comes twice.
+    """
+    if name not in FORMATS:
+        raise SettingsError(f"--benchmark {name} is unknown: choose one of {', '.join(FORMATS)}")
+    items = [item for source in sources for item in FORMATS[name](source, split)]
+    twice = [f"{id_!r} ({count} times)" for id_, count in Counter(item.id for item in items).items() if count > 1]
+    if twice:
+        raise DataError(f"{', '.join(sources)}: ids that come more than once: {', '.join(twice[:5])}; make them unique")
+    known = dict.fromkeys(item.subset for item in items)
+    if unknown := [subset for subset in subsets if subset not in known]:
+        raise SettingsError(f"--subsets {' '.join(unknown)}: there are {', '.join(known)}: choose among these")
+    return [item for item in items if not subsets or item.subset in subsets]
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def _preferences(source: str, split: str) -> Iterator[Item]:
+    """TRL's formats and GRAM's records; `id` is the id where all rows have one, the column `source` is the subset."""
+    rows = load_rows(source, split)
+    if Path(source).is_file() and all("split" in row for row in rows):
+        known = dict.fromkeys(str(row["split"]) for row in rows)
+        if split not in known:
+            raise SettingsError(f"--split {split}: the rows of {source} have the splits {', '.join(known)}")
+        rows = [row for row in rows if row["split"] == split]
+    named = all(isinstance(row.get("id"), str | int) for row in rows)
+    for number, (row, pair) in enumerate(zip(rows, read_preferences(rows, source), strict=True), 1):
+        columns = tuple((key, value) for key, value in row.items() if key not in ("prompt", "chosen", "rejected"))
+        id_ = str(row["id"]) if named else f"{Path(source).name}/{number}"
+        yield Item(id_, pair, str(row.get("source", "")), _digest(pair.prompt), columns)
+
+
+def _llmbar(source: str, split: str) -> Iterator[Item]:
+    """`dataset.json`; the subset is the name of its folder (Natural, Neighbor, GPTInst, GPTOut, Manual)."""
+    subset = _llmbar_subset(source)
+    for number, row in _rows(source, split, input=str, output_1=str, output_2=str, label=int):
+        _label(row, (1, 2), source, number)
+        pair = _pair(as_prompt(row["input"]), row["output_1"], row["output_2"], row["label"] == 1)
+        yield Item(f"{subset}/{number}", pair, subset)
+
+
+def _hhh_alignment(source: str, split: str) -> Iterator[Item]:
+    """One file a subset; the choice labelled 1 is the chosen one."""
+    subset = Path(source).stem
+    for number, row in _rows(source, split, input=str, targets=Mapping):
+        choices, labels = row["targets"].get("choices"), row["targets"].get("labels")
+        if not (isinstance(choices, list) and len(choices) == 2 and labels in ([1, 0], [0, 1])):
+            raise DataError(f"{source}, row {number}: targets must have two choices and labels [1, 0] or [0, 1]")
+        yield Item(f"{subset}/{number}", _pair(_turns(row["input"]), *choices, labels[0] == 1), subset)
+
+
+def _evalbiasbench(source: str, split: str) -> Iterator[Item]:
+    """A dictionary from kind of bias to pairs; the kind is the subset."""
+    table = _json_file(source)
+    if not isinstance(table, Mapping) or not all(isinstance(rows, list) for rows in table.values()):
+        raise DataError(f"{source}: expected a dictionary from kind of bias to a list, found {_shape(table)}")
+    for subset, rows in table.items():
+        for number, row in enumerate(rows, 1):
+            where = f"{source}, {subset}"
+            _require(row, where, number, instruction=str, response1=str, response2=str, label=int)
+            _label(row, (1, 2), where, number)
+            pair = _pair(as_prompt(row["instruction"]), row["response1"], row["response2"], row["label"] == 1)
+            yield Item(f"{subset}/{number}", pair, subset)
+
+
+def _ifbench(source: str, split: str) -> Iterator[Item]:
+    """Both texts are conversations whose last message is the response; `domain` is the subset."""
+    for number, row in _rows(source, split, text_chosen=list, text_rejected=list, id=(int, str), domain=str):
+        chosen, rejected = as_prompt(row["text_chosen"]), as_prompt(row["text_rejected"])
+        if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
+            raise DataError(f"{source}, row {number}: both texts must differ in a last message of the assistant alone")
+        pair = Preference(chosen[:-1], chosen[-1].content, rejected[-1].content)
+        yield Item(f"{row['domain']}/{row['id']}", pair, row["domain"])
+
+
+def _rewardbench(source: str, split: str) -> Iterator[Item]:
+    """RewardBench v1; on the hub its split is `filtered`."""
+    for _, row in _rows(source, split, prompt=str, chosen=str, rejected=str, subset=str, id=(int, str)):
+        pair = Preference(as_prompt(row["prompt"]), row["chosen"], row["rejected"])
+        yield Item(f"{row['subset']}/{row['id']}", pair, row["subset"])
+
+
+def _judgebench(source: str, split: str) -> Iterator[Item]:
+    """JudgeBench; `source` is the subset. On the hub its splits are `gpt` and `claude`."""
+    fields = {name: str for name in ("pair_id", "source", "question", "response_A", "response_B", "label")}
+    for number, row in _rows(source, split, **fields):
+        _label(row, ("A>B", "B>A"), source, number)
+        pair = _pair(as_prompt(row["question"]), row["response_A"], row["response_B"], row["label"] == "A>B")
+        yield Item(row["pair_id"], pair, row["source"])
+
+
+def _rm_bench(source: str, split: str) -> Iterator[Item]:
+    """RM-Bench: nine pairs a row, the subset is domain/chosen style/rejected style."""
+    for number, row in _rows(source, split, id=(int, str), prompt=str, chosen=list, rejected=list, domain=str):
+        if not len(row["chosen"]) == len(row["rejected"]) == 3:
+            raise DataError(f"{source}, row {number}: expected three chosen and three rejected styles")
+        item = f"{row['domain']}/{row['id']}"
+        for i, chosen in enumerate(row["chosen"]):
+            for j, rejected in enumerate(row["rejected"]):
+                pair = Preference(as_prompt(row["prompt"]), chosen, rejected)
+                yield Item(f"{item}/{i}/{j}", pair, f"{row['domain']}/{i}/{j}", item)
+
+
+FORMATS: Mapping[str, Callable[[str, str], Iterator[Item]]] = {
+    "preferences": _preferences,
+    "rewardbench": _rewardbench,
+    "rm_bench": _rm_bench,
+    "judgebench": _judgebench,
+    "hhh_alignment": _hhh_alignment,
+    "llmbar": _llmbar,
+    "evalbiasbench": _evalbiasbench,
+    "ifbench": _ifbench,
+}
+
+
+def read_llmbar_results(source: str) -> tuple[list[Record], list[int]]:
+    """The judgments that LLMBar records (`evaluators/…/result.json[.gz]`), two a pair, and the labels (1 or 2).
+
+    The last entry of `results` decides; `winner` names an output with the order already undone.
+    """
+    subset = _llmbar_subset(source)
+    records, labels = [], []
+    for number, row in _rows(source, "train", label=int, results=list, output_1=str, output_2=str):
+        label, last = row["label"], row["results"][-1]
+        _label(row, (1, 2), source, number)
+        length = (len(row["output_1"]) - len(row["output_2"])) * (1 if label == 1 else -1)
+        for swapped in (False, True):
+            winner = last[f"swap = {swapped}"]["winner"]
+            if winner not in ("1", "2", None):
+                raise DataError(f"{source}, row {number}: winner is {winner!r}, not '1', '2' or null")
+            probability = NO_VERDICT if winner is None else float(winner == str(label))
+            order = "given" if swapped == (label == 2) else "swapped"
+            reason = "no winner recorded" if winner is None else ""
+            id_ = f"{subset}/{number}"
+            records.append(Record(id_, order, probability, reason, subset=subset, length_difference=length))
+        labels.append(label)
+    return records, labels
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _rows(source: str, split: str, /, **fields: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, row in enumerate(load_rows(source, split), 1):
+        _require(row, source, number, **fields)
+        yield number, row
+
+
+def _require(row: Any, where: str, number: int, /, **fields: Any) -> None:
+    if not isinstance(row, Mapping) or any(not isinstance(row.get(name), kind) for name, kind in fields.items()):
+        raise DataError(
+            f"{where}, row {number}: expected the fields {', '.join(fields)}, found {_shape(row)}: is --benchmark the "
+            "format of this file?"
+        )
+
+
+def _label(row: Mapping[str, Any], known: Sequence[Any], where: str, number: int) -> None:
+    if row["label"] not in known:
+        raise DataError(f"{where}, row {number}: label is {row['label']!r}, not {known[0]!r} or {known[1]!r}")
+
+
+def _shape(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return f"a {type(value).__name__}"
+    return ", ".join(f"{name} ({type(each).__name__})" for name, each in value.items()) or "none"
+
+
+def _pair(prompt: Prompt, first: str, second: str, first_is_chosen: bool) -> Preference:
+    return Preference(prompt, first, second) if first_is_chosen else Preference(prompt, second, first)
+
+
+def _turns(text: str) -> Prompt:
+    """HHH writes turns after the first as blank line, `Assistant:` or `Human:`."""
+    first, *rest = re.split(r"\n\n(Human|Assistant):", text)
+    roles = ["user", *({"Human": "user", "Assistant": "assistant"}[name] for name in rest[::2])]
+    return tuple(Message(role, turn.strip()) for role, turn in zip(roles, [first, *rest[1::2]], strict=True))
+
+
+def _llmbar_subset(source: str) -> str:
+    """The folder below `LLMBar`: Natural, Neighbor, GPTInst, GPTOut or Manual."""
+    parts = Path(source).parts
+    return parts[parts.index("evaluators") - 1] if "evaluators" in parts else Path(source).resolve().parent.name
+
+
+def _json_file(source: str) -> Any:
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{source} is no file")
+    try:
+        return json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise DataError(f"{source} is not JSON ({error})") from error
+
+
+def _digest(prompt: Prompt) -> str:
+    text = json.dumps([[message.role, message.content] for message in prompt])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

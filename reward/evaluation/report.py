@@ -1,0 +1,199 @@
+"""Judgments as results, a page and a picture. Intervals are 95 % bootstrap percentiles, items resampled."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reward.errors import SettingsError
+from reward.evaluation import metrics
+from reward.evaluation.official import OFFICIAL
+from reward.evaluation.records import Judged
+
+RAW = {
+    "accuracy": "mean probability above 0.5; ties and missing verdicts are wrong",
+    "accuracy_in_all_orders": "every reading by itself prefers the chosen response",
+    "order_consistency": "both readings prefer the same response",
+    "first_position": "the response read first wins; 0.5 is no bias",
+    "ties": "mean probability exactly 0.5",
+    "no_verdict": "a reading is missing",
+    "label_mass": "P(A) + P(B) over the vocabulary",
+}
+_BOTH_ORDERS = ("order_consistency", "first_position")
+
+
+def evaluate(table: Judged, benchmark: str, seed: int = 0, resamples: int = 1_000) -> dict[str, Any]:
+    """Everything that the judgments say, ready for JSON: a value is [value, low, high], null where it is not known."""
+    p, mass = table.prob_chosen, table.label_mass
+    subsets, correct = np.array(table.subsets), metrics.right(p)
+    items = np.array(table.items)
+
+    def part(mask: np.ndarray) -> list[Any]:
+        return [int(mask.sum()), metrics.mean_interval(correct[mask], items[mask].tolist(), seed, resamples)]
+
+    spread = metrics.bootstrap(lambda index: _raw(p[index], mass[index]), table.items, None, seed, resamples)
+    official = {}
+    if benchmark in OFFICIAL:
+        strata = [subset.partition("/")[0] for subset in table.subsets]  # RM-Bench: domain/row/column
+        official = metrics.bootstrap(
+            lambda index: OFFICIAL[benchmark](p[index], subsets[index]), table.items, strata, seed, resamples
+        )
+    results = {
+        "benchmark": benchmark,
+        "judge": table.fingerprint,
+        "pairs": len(table.ids),
+        "orders": table.orders,
+        "raw": spread,
+        "official": official,
+        "subsets": {name: part(subsets == name) for name in dict.fromkeys(table.subsets)},
+        "calibration": _calibration(metrics.mean_probability(p), table.items, seed, resamples),
+        "by_length": [[*bounds, *part(mask)] for bounds, mask in metrics.by_length(table.length_differences).items()],
+        "reasons": dict(Counter(table.reasons)),
+        "seed": seed,
+        "right": {"id": table.ids, "item": table.items, "value": correct.tolist()},
+    }
+    return _plain(results)
+
+
+def _raw(p: np.ndarray, mass: np.ndarray) -> dict[str, float]:
+    known = mass[~np.isnan(mass)]
+    values = {
+        "accuracy": metrics.right(p).mean(),
+        "accuracy_in_all_orders": metrics.right_in_all(p).mean(),
+        "ties": metrics.ties(p),
+        "no_verdict": metrics.no_verdict(p),
+        "label_mass": known.mean() if known.size else math.nan,
+    }
+    if p.shape[1] == 2:
+        values |= {"order_consistency": metrics.order_consistency(p), "first_position": metrics.first_position(p)}
+    return {name: values[name] for name in RAW if name in values}
+
+
+def _calibration(probability: np.ndarray, items: Sequence[str], seed: int, resamples: int) -> dict[str, Any] | None:
+    """None where there are verdicts alone: how sure a judge was is then not known."""
+    known = probability[~np.isnan(probability)]
+    if np.isin(known, (0.0, 0.25, 0.5, 0.75, 1.0)).all():  # means of verdicts
+        return None
+    after = metrics.cross_fitted(probability, items, seed)
+    return {
+        "temperature": metrics.fit_temperature(probability),
+        **metrics.bootstrap(
+            lambda index: {
+                "error_before": metrics.calibration_error(probability[index]),
+                "error_after": metrics.calibration_error(after[index]),
+            },
+            items,
+            seed=seed,
+            resamples=resamples,
+        ),
+        "before": metrics.reliability(probability),
+        "after": metrics.reliability(after),
+    }
+
+
+def compare(results: Mapping[str, Mapping[str, Any]], resamples: int = 1_000) -> dict[str, metrics.Interval]:
+    """Accuracy of every judge minus that of the first, on the same pairs, by the paired bootstrap.
+
+    Raises:
+        SettingsError: they judged different pairs.
+    """
+    (first, base), *others = results.items()
+    reference = dict(zip(base["right"]["id"], base["right"]["value"], strict=True))
+    differences = {}
+    for name, each in others:
+        ours = dict(zip(each["right"]["id"], each["right"]["value"], strict=True))
+        if ours.keys() != reference.keys():
+            raise SettingsError(
+                f"--compare {first} {name}: {len(ours.keys() - reference.keys())} pairs are in the second alone and "
+                f"{len(reference.keys() - ours.keys())} in the first alone: judge the same pairs with both"
+            )
+        paired = np.array([ours[id_] - reference[id_] for id_ in reference])
+        differences[name] = metrics.mean_interval(paired, base["right"]["item"], base["seed"], resamples)
+    return differences
+
+
+def markdown(results: Mapping[str, Any], picture: str | None = None) -> str:
+    """The page: raw and official numbers, each named, then subsets, lengths and calibration."""
+    lines = [f"# {results['benchmark']}: {results['pairs']} pairs", "", f"Judge `{results['judge'] or 'not named'}`, "]
+    lines[-1] += f"read in the orders {', '.join(results['orders'])}. Brackets: 95 % bootstrap intervals over items."
+    lines += ["", "| raw | value | meaning |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {_shown(value)} | {RAW[name]} |" for name, value in results["raw"].items()]
+    if results["official"]:
+        lines += ["", f"| official ({results['benchmark']}) | value |", "| --- | --- |"]
+        lines += [f"| {name} | {_shown(value)} |" for name, value in results["official"].items()]
+    if len(results["subsets"]) > 1:
+        lines += ["", "| subset | pairs | accuracy |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {count} | {_shown(value)} |" for name, (count, value) in results["subsets"].items()]
+    if results["by_length"]:
+        lines += ["", "| chosen minus rejected, characters | pairs | accuracy |", "| --- | --- | --- |"]
+        lines += [f"| {_bounds(low, high)} | {n} | {_shown(value)} |" for low, high, n, value in results["by_length"]]
+    if fit := results["calibration"]:
+        before, after = (_shown(fit[name]) for name in ("error_before", "error_after"))
+        lines += [
+            "",
+            f"Expected calibration error {before}; {after} under the temperature fitted to the other half of ",
+        ]
+        lines[-1] += f"the items ({_number(fit['temperature'])} fitted to all)."
+    if picture:
+        lines += ["", f"![reliability]({picture})"]
+    if results["reasons"]:
+        lines += ["", "| readings without verdict | reason |", "| --- | --- |"]
+        lines += [f"| {count} | {reason.replace('|', '/')} |" for reason, count in results["reasons"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def plot_reliability(results: Mapping[str, Any], path: str | Path) -> None:
+    """Accuracy over confidence, before and after the temperature, with the number of pairs in each bin; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display
+    from matplotlib import pyplot
+
+    figure, (top, bottom) = pyplot.subplots(
+        2, 1, figsize=(5.5, 6.5), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    fit = results["calibration"]
+    top.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", label="calibrated")
+    for name, label, colour in (("before", "as judged", "tab:blue"), ("after", "after temperature", "tab:orange")):
+        rows = fit[name]
+        if not rows:
+            continue
+        label = f"{label} (ECE {_number(fit[f'error_{name}'][0])})"
+        top.plot([row[3] for row in rows], [row[4] for row in rows], marker="o", label=label, color=colour)
+        bottom.stairs(*_counts(rows), label=label, color=colour)
+    top.set(ylabel="accuracy", ylim=(-0.02, 1.02), title=f"{results['benchmark']}: {results['pairs']} pairs")
+    top.legend(loc="lower right", fontsize="small")
+    bottom.set(xlabel="confidence max(p, 1 - p)", ylabel="pairs")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _counts(rows: Sequence[Sequence[float]], bins: int = 10) -> tuple[list[int], np.ndarray]:
+    of_low = {round(row[0], 6): row[2] for row in rows}
+    edges = 0.5 + np.arange(bins + 1) / (2 * bins)
+    return [of_low.get(round(float(edge), 6), 0) for edge in edges[:-1]], edges
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: tuples as lists, and null for what is not finite (a bin without bound, a rate of nothing)."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _shown(interval: Sequence[float | None]) -> str:
+    value, low, high = map(_number, interval)
+    return f"{value} [{low}, {high}]"
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return f"{'' if low is None else f'from {low:g} '}{'' if high is None else f'below {high:g}'}".strip()

@@ -1,0 +1,185 @@
+"""`recipes/evaluate_reward.py` with a checkpoint, a rule, others' judgments, and two results side by side."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from recipes import evaluate_reward
+from reward.encoding import JudgeConfig
+from reward.errors import SettingsError
+from reward.evaluation.records import Record, judged, read_records, write_records
+from reward.judges.gram import GramJudge
+from reward.judges.wrappers import BothOrders
+from reward.types import Pair, as_prompt
+from tests.conftest import REPOSITORY
+from tests.gram_toys import save_toy_model, toy_rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    rows = [row | {"source": "even" if i % 2 else "odd"} for i, row in enumerate(toy_rows(24, 0))]
+    return write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", rows), rows
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["evaluate_reward.py", *map(str, words)])
+        evaluate_reward.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_a_checkpoint_is_read_in_both_orders_and_computed_again(pairs, tmp_path, run):
+    path, rows = pairs
+    folder = save_toy_model(tmp_path / "judge")
+    JudgeConfig(prompt="compact").save(folder)
+    words = ["--reward_model", folder, "--dataset", path, "--output_dir", tmp_path / "out", "--resamples", 100]
+    done = subprocess.run(
+        [sys.executable, "recipes/evaluate_reward.py", *map(str, words)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "24 of 24 pairs" in done.stdout
+    assert "judgments per second" in done.stdout
+    judge = BothOrders(GramJudge.from_pretrained(str(folder)))
+    expected = judge.compare([Pair(as_prompt(row["prompt"]), row["chosen"], row["rejected"]) for row in rows])
+    table = judged(read_records(tmp_path / "out" / "judgments.jsonl", judge.fingerprint))
+    np.testing.assert_allclose(
+        table.prob_chosen, [[reading.prob_a for reading in each.readings] for each in expected], atol=1e-5
+    )
+    assert set(table.subsets) == {"even", "odd"}
+    assert table.length_differences[3] == len(rows[3]["chosen"]) - len(rows[3]["rejected"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["raw"]["accuracy"][0] == np.mean([each.prob_a > 0.5 for each in expected])
+    assert results["judge"] == judge.fingerprint
+    even = np.array([each.prob_a > 0.5 for each in expected])[1::2]
+    count, (value, low, high) = results["subsets"]["even"]
+    assert (count, value) == (12, even.mean())
+    assert low <= value <= high
+    assert sum(each[2] for each in results["by_length"]) == 24
+    assert results["calibration"]["error_before"][1] <= results["calibration"]["error_before"][2]
+    assert (tmp_path / "out" / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert "![reliability](reliability.png)" in (tmp_path / "out" / "report.md").read_text()
+
+    # No model, the same numbers.
+    run("--judgments", tmp_path / "out" / "judgments.jsonl", "--output_dir", tmp_path / "again", "--resamples", 100)
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
+
+    with pytest.raises(SettingsError, match=r"holds judgments\.jsonl already: compute from it with --judgments"):
+        run(*words)
+
+
+def test_a_rule_is_right_where_the_chosen_response_scores_higher(pairs, tmp_path, run):
+    path, rows = pairs
+    rule = ["--reward", "rule", "--reward_rule", "tests.integration.test_evaluate_reward:length_rule"]
+    told = run(*rule, "--dataset", path, "--output_dir", tmp_path, "--resamples", 100, "--subsets", "odd")
+    table = judged(read_records(tmp_path / "judgments.jsonl"))
+    differences = [len(row["chosen"]) - len(row["rejected"]) for row in rows if row["source"] == "odd"]
+    assert table.orders == ("scores",)
+    np.testing.assert_array_equal(table.prob_chosen[:, 0], (1 + np.sign(differences)) / 2)
+    assert 0.0 in differences
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["raw"]["accuracy"][0] == np.mean(np.array(differences) > 0)
+    assert results["raw"]["ties"][0] == np.mean(np.array(differences) == 0)
+    assert results["calibration"] is None
+    assert "order_consistency" not in told
+
+
+def length_rule(prompts, completions, **_):
+    return [
+        float(len(completion[-1]["content"] if isinstance(completion, list) else completion))
+        for completion in completions
+    ]
+
+
+def write_judge(folder, probabilities):
+    folder.mkdir()
+    records = [
+        Record(str(i), order, p, subset="helpful")
+        for i, both in enumerate(probabilities)
+        for order, p in zip(("given", "swapped"), both, strict=True)
+    ]
+    write_records(folder / "j.jsonl", records)
+    return folder / "j.jsonl"
+
+
+def test_two_judges_side_by_side(tmp_path, run):
+    ours = write_judge(tmp_path / "a", [(0.9, 0.8)] * 30 + [(0.3, 0.2)] * 10)
+    theirs = write_judge(tmp_path / "b", [(0.9, 0.8)] * 20 + [(0.9, 0.05)] * 10 + [(0.3, 0.2)] * 10)
+    other = write_judge(tmp_path / "c", [(0.9, 0.8)] * 39)
+    for path in (ours, theirs, other):
+        told = run("--judgments", path, "--benchmark", "hhh_alignment", "--output_dir", path.parent, "--resamples", 100)
+        assert "| official (hhh_alignment) | value |" in told
+    a, b, c = (path.parent / "results.json" for path in (ours, theirs, other))
+    lines = run("--compare", a, b, "--resamples", 200).splitlines()
+    assert lines[2] == f"| {a} | 0.750 |  |"
+    assert lines[3].startswith(f"| {b} | 0.500 | -0.250 [")
+    low, high = (float(bound) for bound in lines[3].partition("[")[2].partition("]")[0].split(","))
+    half = 1.96 * (0.25 * 0.75 / 40) ** 0.5
+    np.testing.assert_allclose([low, high], [-0.25 - half, -0.25 + half], atol=0.05)
+    results = json.loads(b.read_text())
+    assert results["raw"]["accuracy_in_all_orders"][0] == 0.5
+    assert results["raw"]["order_consistency"][0] == 0.75
+    assert results["raw"]["first_position"][0] == (20 * 1 + 10 * 2 + 10 * 1) / 80
+    assert results["official"]["helpful"][0] == 0.5
+    assert results["official"]["mean"] == [None, None, None]
+    with pytest.raises(SettingsError, match="0 pairs are in the second alone and 1 in the first alone"):
+        run("--compare", a, c)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no --dataset is given"),
+        (["--benchmark", "mmlu"], "--benchmark mmlu is unknown: choose one of preferences"),
+        (["--resamples", "1"], "--resamples 1: give 100 or more"),
+        (["--judgments", "j.jsonl", "--reward_model", "m"], "--reward_model is not read with --judgments"),
+        (["--compare", "a.json", "b.json", "--dataset", "d"], "--dataset is not read with --compare"),
+        (["--compare", "a.json"], "name the results.json of two or more judges"),
+        (["--compare", "/no/a.json", "/no/b.json"], "--compare /no/a.json cannot be read"),
+        (["--dataset", "PAIRS", "--subsets", "third"], "--subsets third: there are odd, even"),
+        (["--dataset", "PAIRS", "--reward_pairing", "swiss"], "--reward_pairing swiss is not read"),
+        (
+            ["--dataset", "PAIRS", "--reward_placement", "zero3"],
+            "--reward_placement zero3: an evaluation is one process",
+        ),
+        (["--dataset", "PAIRS", "--reward_url", "x"], "--reward_url is not read by --reward gram"),
+        (["--dataset", "PAIRS"], "--reward gram needs --reward_model"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_weights_load(words, told, pairs, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError) as refused:
+        run(*(str(pairs[0]) if word == "PAIRS" else word for word in words))
+    assert told in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sum_that_a_training_loop_normalises_is_refused(nested, pairs, tmp_path, run):
+    member = {"reward": "rule", "reward_rule": "tests.integration.test_evaluate_reward:length_rule", "normalise": True}
+    (tmp_path / "sum.yaml").write_text(json.dumps({"members": [member]}))
+    (tmp_path / "outer.yaml").write_text(json.dumps({"members": [{"reward": "sum.yaml"}]}))
+    path = tmp_path / ("outer.yaml" if nested else "sum.yaml")
+    with pytest.raises(SettingsError, match="normalises its members by moments that a training loop learns"):
+        run("--reward", path, "--dataset", pairs[0], "--output_dir", tmp_path / "out")
+
+
+def test_a_sum_against_a_reference_is_refused(pairs, tmp_path, run):
+    folder = save_toy_model(tmp_path / "judge")
+    JudgeConfig(prompt="compact").save(folder)
+    member = {"weight": 1.0, "reward": "gram", "reward_model": str(folder), "reward_pairing": "reference"}
+    path = tmp_path / "sum.yaml"
+    path.write_text(json.dumps({"members": [member]}))
+    with pytest.raises(SettingsError, match=r"scores against a reference \(greedy\)"):
+        run("--reward", path, "--dataset", pairs[0], "--output_dir", tmp_path / "out")

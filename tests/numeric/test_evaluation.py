@@ -1,0 +1,470 @@
+"""Records, metrics and official aggregations of `reward.evaluation`, on hand-worked cases and LLMBar's own numbers."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reward.errors import DataError, SettingsError
+from reward.evaluation import metrics, official
+from reward.evaluation.benchmarks import read_benchmark, read_llmbar_results
+from reward.evaluation.records import Record, judged, read_records, write_records
+from reward.types import Message
+from tests.conftest import SHARED, requires_shared
+from tests.gram_toys import write_rows
+
+LLMBAR = SHARED / "data" / "benchmarks" / "llmbar"
+RUNS = sorted(LLMBAR.rglob("statistics.json"))
+NAN = math.nan
+# right both ways; both wrong; first wins; second wins; tie; no verdict in one order
+P = np.array([[0.9, 0.7], [0.2, 0.4], [0.8, 0.4], [0.3, 0.6], [0.7, 0.3], [0.9, NAN]])
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+# --- the outside check ------------------------------------------------------------------------------------------------
+
+
+@requires_shared
+def test_all_fifteen_runs_of_llmbar_are_found():
+    assert len(RUNS) == 15
+
+
+@requires_shared
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: "-".join(path.parts[-5:-1]))
+def test_llmbar_statistics_are_reproduced(path, tmp_path):
+    records, labels = read_llmbar_results(str(path.with_name("result.json.gz")))
+    write_records(tmp_path / "judgments.jsonl", records)  # the way through a file is part of the check
+    p = judged(read_records(tmp_path / "judgments.jsonl")).prob_chosen
+    found = official.llmbar_statistics(p, np.array(labels))
+    published = json.loads(path.read_text())
+    for name in ("correct_False", "correct_True", "correct_both", "equal"):
+        count, total = published[name].partition(" = ")[0].split(" / ")
+        assert len(p) == int(total)
+        assert found[name] == int(count) / int(total)
+    assert abs(100 * found["correct_average"] - float(published["correct_average"].rstrip("%"))) < 1e-12
+
+
+@requires_shared
+def test_llmbar_of_gpt_4_as_in_the_paper():
+    records = [
+        r for path in RUNS if "GPT-4" in path.parts for r in read_llmbar_results(str(path.parent / "result.json.gz"))[0]
+    ]
+    table = judged(records)
+    found = official.llmbar(table.prob_chosen, np.array(table.subsets))
+    assert {name: round(100 * value, 1) for name, value in found.items()} == {
+        "GPTInst": 86.4,
+        "GPTOut": 77.7,
+        "Manual": 80.4,
+        "Neighbor": 78.7,
+        "Natural": 95.5,
+        "Adversarial": 80.8,
+    }
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def reading(id_="1", order="given", prob=0.7, **more):
+    return Record(id_, order, prob, "silent" if math.isnan(prob) else "", **more)
+
+
+def test_records_come_back_as_they_were_written(tmp_path):
+    records = [
+        reading(label_mass=0.5, subset="s", item="i", length_difference=-3, fingerprint="f"),
+        reading(order="swapped", prob=NAN, fingerprint="f"),
+    ]
+    path = tmp_path / "judgments.jsonl"
+    write_records(path, records)
+    assert "NaN" not in path.read_text()
+    assert json.loads(path.read_text().splitlines()[1])["prob_a"] is None
+    assert list(map(repr, read_records(path))) == list(map(repr, records))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_records_of_others_say_verdicts(tmp_path):
+    verdicts = ["A", "B", "tie", None]
+    rows = [{"id": str(i), "order": "given", "verdict": v, "who": "them"} for i, v in enumerate(verdicts)]
+    table = judged(read_records(write_rows(tmp_path / "theirs.jsonl", rows)))
+    np.testing.assert_array_equal(table.prob_chosen, [[1.0], [0.0], [0.5], [NAN]])
+    assert table.reasons == ("the record names none",)
+    assert table.items == ("0", "1", "2", "3")
+
+
+GOOD_ROW = {"id": "1", "order": "given", "prob_a": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"id": "1", "order": "given"}, "its columns are fingerprint, id, order, and a judgment has"),
+        (GOOD_ROW | {"verdict": "A"}, "one of prob_a and"),
+        (GOOD_ROW | {"id": 1}, "id is 1, not a text"),
+        (GOOD_ROW | {"order": "first"}, "order is 'first': choose given, swapped, scores"),
+        (GOOD_ROW | {"prob_a": 1.5}, "prob_a is 1.5, not a probability"),
+        (GOOD_ROW | {"prob_a": "A"}, "prob_a is 'A', not a number or null"),
+        (GOOD_ROW | {"prob_a": math.inf}, "prob_a is inf: write null"),
+        (GOOD_ROW | {"label_mass": True}, "label_mass is True"),
+        (GOOD_ROW | {"length_difference": 1.5}, "length_difference is 1.5"),
+        ({"id": "1", "order": "given", "verdict": "C"}, "verdict is 'C'"),
+        ({"id": "1", "order": "given", "verdict": ["A"]}, "verdict is ['A']"),
+        (GOOD_ROW | {"id": "0"}, "pair '0' in the order 'given' was already in row 1"),
+        (GOOD_ROW | {"fingerprint": "b"}, "a judgment of the judge b, and the others are of a"),
+    ],
+)
+def test_what_is_no_record_is_refused_with_file_and_row(row, told, tmp_path):
+    path = write_rows(tmp_path / "j.jsonl", [GOOD_ROW | {"id": "0", "fingerprint": "a"}, {"fingerprint": "a"} | row])
+    with pytest.raises(DataError) as refused:
+        read_records(path)
+    assert str(refused.value).startswith(f"{path}, row 2: ")
+    assert told in str(refused.value)
+
+
+def test_judgments_of_another_judge_are_refused(tmp_path):
+    write_records(tmp_path / "j.jsonl", [reading(fingerprint="a")])
+    assert read_records(tmp_path / "j.jsonl", "a") == [reading(fingerprint="a")]
+    with pytest.raises(DataError, match="row 1: a judgment of the judge a, and the others are of b"):
+        read_records(tmp_path / "j.jsonl", "b")
+
+
+def test_readings_of_a_pair_stand_side_by_side():
+    records = [reading("2", "swapped", 0.1), reading("1", "given", 0.2), reading("1", "swapped", 0.3), reading("2")]
+    table = judged(records)
+    assert (table.ids, table.orders) == (("2", "1"), ("given", "swapped"))
+    close(table.prob_chosen, [[0.7, 0.1], [0.2, 0.3]])
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        ([reading("1"), reading("1", "swapped"), reading("2")], "pair '2' has the orders given"),
+        ([reading("1"), reading("1", "scores")], "pair '1' has the orders given, scores"),
+        ([reading("1", subset="x"), reading("1", "swapped")], "disagree about"),
+    ],
+)
+def test_incomplete_or_contradictory_readings_are_refused(records, told):
+    with pytest.raises(DataError, match=told):
+        judged(records)
+
+
+def test_a_record_without_verdict_needs_a_reason():
+    with pytest.raises(ValueError, match="needs a reason"):
+        Record("1", "given", NAN)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_rates_by_hand():
+    close(metrics.mean_probability(P), [0.8, 0.3, 0.6, 0.45, 0.5, NAN])
+    close(metrics.right(P), [1, 0, 1, 0, 0, 0])
+    close(metrics.right_in_all(P), [1, 0, 0, 0, 0, 0])
+    assert metrics.order_consistency(P) == 2 / 5
+    # first wins: .9 | .7 says no; .2 no | .4 yes; .8 | .4; no | no; .7 | .3; .9
+    assert metrics.first_position(P) == (1 + 1 + 2 + 0 + 2 + 1) / 11
+    assert metrics.first_position(np.array([[0.5, 0.5], [0.9, 0.5]])) == (0.5 + 0.5 + 1 + 0.5) / 4
+    assert metrics.order_consistency(np.array([[0.5, 0.5]])) == 0
+    assert metrics.ties(P) == 1 / 5
+    assert metrics.no_verdict(P) == 1 / 6
+    assert math.isnan(metrics.ties(np.full((2, 2), NAN)))
+
+
+def test_reliability_by_hand():
+    p = np.array([0.8, 0.2, 0.82, 0.5, 1.0, NAN])
+    table = metrics.reliability(p)
+    close(
+        [list(row) for row in table],
+        [[0.5, 0.55, 1, 0.5, 0.5], [0.8, 0.85, 3, (0.8 + 0.8 + 0.82) / 3, 2 / 3], [0.95, 1.0, 1, 1.0, 1.0]],
+    )
+    close(metrics.calibration_error(p), 3 / 5 * (2.42 / 3 - 2 / 3))
+    assert math.isnan(metrics.calibration_error(np.array([NAN])))
+
+
+def test_the_temperature_undoes_a_scaled_logit():
+    """A judge that is right p of the time at confidence p, its logits halved, is given temperature 1/2."""
+    true = np.repeat([0.9, 0.9, 0.6, 0.6], [9, 1, 6, 4])
+    true[9] = 0.1
+    true[16:] = 0.4
+    close(metrics.fit_temperature(true), 1.0)
+    halved = metrics.with_temperature(true, 2.0)
+    np.testing.assert_allclose(metrics.fit_temperature(np.append(halved, NAN)), 0.5, atol=1e-6)
+    close(metrics.with_temperature(halved, 0.5), true)
+    close(metrics.calibration_error(halved), (0.9 - 0.75) / 2 + (0.6 - halved[10]) / 2)
+    close(metrics.calibration_error(metrics.with_temperature(halved, metrics.fit_temperature(halved))), 0.0)
+
+
+def test_the_temperature_has_bounds():
+    close(metrics.fit_temperature(np.array([0.8, 0.9])), metrics.MIN_TEMPERATURE)
+    close(metrics.fit_temperature(np.array([0.2, 0.1])), metrics.MAX_TEMPERATURE)
+    assert math.isnan(metrics.fit_temperature(np.array([NAN])))
+
+
+def test_cross_fitting_takes_the_temperature_of_the_other_half():
+    p = np.array([0.8, 0.7, 0.4, 0.9, 0.3, 0.6])
+    items = ["a", "a", "b", "c", "c", "d"]
+    after = metrics.cross_fitted(p, items, seed=3)
+    used = np.round((np.log(p) - np.log1p(-p)) / (np.log(after) - np.log1p(-after)), 5)
+    halves = [np.flatnonzero(used == value) for value in np.unique(used)]
+    assert len(halves) == 2
+    assert used[0] == used[1]  # an item is never torn
+    assert used[3] == used[4]
+    for mine, other in (halves, halves[::-1]):
+        close(after[mine], metrics.with_temperature(p[mine], metrics.fit_temperature(p[other])))
+    assert np.isnan(metrics.cross_fitted(p[:2], ["a", "a"])).all()
+
+
+def test_accuracy_by_length():
+    found = metrics.by_length(np.array([-300, -10, 20, 50, NAN]))
+    assert {bounds: mask.tolist() for bounds, mask in found.items()} == {
+        (-math.inf, -200): [True, False, False, False, False],
+        (-50, 50): [False, True, True, False, False],
+        (50, 200): [False, False, False, True, False],
+    }
+
+
+# --- bootstrap --------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_have_the_width_of_the_binomial():
+    correct = np.repeat([1.0, 0.0], [300, 100])
+    value, low, high = metrics.mean_interval(correct, range(400))
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+    assert value == 0.75
+    np.testing.assert_allclose([low, high], [0.75 - half, 0.75 + half], atol=0.006)
+    assert metrics.mean_interval(correct, range(400)) == (value, low, high)
+    assert metrics.mean_interval(correct, range(400), seed=1) != (value, low, high)
+
+
+def test_items_are_drawn_whole_and_strata_keep_their_size():
+    items, strata = ["a", "b", "b", "b", "c", "d"], ["x", "x", "x", "x", "y", "y"]
+    seen = set()
+
+    def look(index):
+        counts = np.bincount(index, minlength=6)
+        assert counts[1] == counts[2] == counts[3]
+        assert counts[0] + counts[1] == 2
+        assert counts[4] + counts[5] == 2
+        seen.add(tuple(counts))
+        return {}
+
+    metrics.bootstrap(look, items, strata, resamples=200)
+    assert len(seen) == 9
+
+
+def test_nine_pairs_of_an_item_count_as_one():
+    correct = np.repeat([1.0, 0.0], [90, 90])
+    apart = metrics.mean_interval(correct, range(180))
+    together = metrics.mean_interval(correct, np.arange(180) // 9)
+    np.testing.assert_allclose((together.high - together.low) / (apart.high - apart.low), 3, atol=0.4)
+
+
+def test_the_paired_difference_is_narrow_where_judges_agree():
+    ours = np.tile([1.0, 0.0], 200)
+    theirs = ours.copy()
+    theirs[:20] = 0.0
+    value, low, high = metrics.mean_interval(ours - theirs, range(400))
+    close(value, 10 / 400)
+    half = 1.96 * math.sqrt(0.025 * 0.975 / 400)
+    np.testing.assert_allclose([low, high], [0.025 - half, 0.025 + half], atol=0.004)
+
+
+# --- official aggregations --------------------------------------------------------------------------------------------
+
+
+def parts(**of_subset):
+    """p (N, 2) and subsets from subset = the outcome of each pair, 1 right and 0 wrong."""
+    names = [name.replace("_", "-") for name, outcomes in of_subset.items() for _ in outcomes]
+    outcomes = np.array([outcome for each in of_subset.values() for outcome in each], dtype=float)
+    return np.stack([outcomes * 0.8 + 0.1] * 2, axis=1), np.array(names)
+
+
+def test_rewardbench_weighs_maths_as_all_code():
+    code = {f"hep_{language}": [1] for language in ("cpp", "go", "java", "js", "python", "rust")}
+    chat = {"alpacaeval_easy": [1, 0], "mt_bench_med": [1]}
+    p, subsets = parts(
+        math_prm=[0, 0, 0, 1], **code, **chat, mt_bench_hard=[1], donotanswer=[0, 1], refusals_offensive=[1]
+    )
+    found = official.rewardbench(p, subsets)
+    expected = {
+        "Chat": (100 * 0.5 + 40) / 140,
+        "Chat Hard": 1.0,
+        "Safety": (136 * 0.5 + 100) / 236,
+        "Reasoning": 0.5 * 0.25 + 0.5 * 1.0,
+    }
+    assert list(found) == [*expected, "mean"]
+    close(list(found.values()), [*expected.values(), sum(expected.values()) / 4])
+    assert math.isnan(official.rewardbench(*parts(math_prm=[1]))["mean"])
+
+
+def test_rewardbench_names_all_subsets_once():
+    weights = [weights for section in official.REWARDBENCH.values() for weights in section.items()]
+    assert len(dict(weights)) == len(weights) == 23
+    assert sum(dict(weights).values()) == 2985 - 447 + 984
+
+
+def test_judgebench_counts_games():
+    p = np.array([[0.9, 0.8], [0.9, 0.4], [0.9, 0.5], [0.9, NAN], [0.5, 0.5], [0.1, NAN], [0.6, 0.6]])
+    subsets = np.array(["mmlu-pro-law"] * 4 + ["livebench-math"] * 2 + ["livecodebench"])
+    found = official.judgebench(p, subsets)
+    close([found[name] for name in ("knowledge", "math", "coding", "overall")], [3 / 4, 0, 1, 4 / 7])
+    assert math.isnan(found["reasoning"])
+
+
+def test_rm_bench_by_hand():
+    """Each domain has one item; 1 where the chosen style (row) beats the rejected style (column)."""
+    matrices = {
+        "chat": [[1, 0, 0], [1, 1, 0], [1, 1, 0]],
+        "math": [[1, 1, 1], [1, 1, 1], [1, 1, 1]],
+        "code": [[0, 0, 0], [0, 0, 0], [0, 1, 0]],
+        "safety-refuse": [[1, 1, 0], [1, 0, 0], [0, 0, 0]],
+        "safety-response": [[1, 1, 1], [1, 1, 1], [1, 1, 1]],
+    }
+    p, subsets = [], []
+    for domain, matrix in matrices.items():
+        for i, row in enumerate(matrix):
+            for j, outcome in enumerate(row):
+                p.append([outcome, outcome])
+                subsets.append(f"{domain}/{i}/{j}")
+    # an item more for safety-response, all of it right: files are averaged, not items
+    p, subsets = p + [[1, 1]] * 9, subsets + subsets[-9:]
+    found = official.rm_bench(np.array(p, dtype=float), np.array(subsets))
+    safety = (3 / 9 + 1) / 2
+    expected = {
+        "chat": 5 / 9,
+        "math": 1,
+        "code": 1 / 9,
+        "safety": safety,
+        "hard": (0 + 1 + 0 + (1 / 3 + 1) / 2) / 4,
+        "normal": (2 / 3 + 1 + 0 + (1 / 3 + 1) / 2) / 4,
+        "easy": (1 + 1 + 1 / 3 + (1 / 3 + 1) / 2) / 4,
+        "mean": (5 / 9 + 1 + 1 / 9 + safety) / 4,
+    }
+    assert found.keys() == expected.keys()
+    close([found[name] for name in expected], list(expected.values()))
+
+
+def test_rm_bench_needs_the_styles():
+    with pytest.raises(DataError, match="subset 'chat/concise' is not domain/row/column"):
+        official.rm_bench(np.array([[0.5, 0.5]]), np.array(["chat/concise"]))
+
+
+def test_hhh_gives_the_mean_of_parts_and_of_pairs():
+    found = official.hhh_alignment(*parts(helpful=[1, 1, 1, 0], honest=[1], harmless=[0, 0], other=[1, 0]))
+    close(list(found.values()), [0.75, 1, 0, 0.5, 2.25 / 4, 5 / 9])
+
+
+# --- benchmark files --------------------------------------------------------------------------------------------------
+
+LLMBAR_ROW = {"input": "q", "output_1": "one", "output_2": "two", "label": 2}
+HHH_ROW = {"input": "hi\n\nAssistant: yes?\n\nHuman: why", "targets": {"choices": ["a", "b"], "labels": [0, 1]}}
+IFBENCH_ROW = {
+    "text_chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}],
+    "text_rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}],
+    "id": 7,
+    "domain": "level-1",
+}
+REWARDBENCH_ROW = {"prompt": "q", "chosen": "c", "rejected": "r", "subset": "hep-go", "id": 3}
+JUDGEBENCH_ROW = {"pair_id": "x", "source": "livebench-math", "question": "q", "response_A": "a", "response_B": "b"}
+RM_BENCH_ROW = {"id": 5, "prompt": "q", "chosen": ["c0", "c1", "c2"], "rejected": ["r0", "r1", "r2"], "domain": "chat"}
+
+
+def read_row(name, row, tmp_path, file="folder/part.json"):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    return read_benchmark(name, [str(write_rows(path, [row]))])
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        ("llmbar", LLMBAR_ROW, ("folder/1", "two", "one", "folder")),
+        ("llmbar", LLMBAR_ROW | {"label": 1}, ("folder/1", "one", "two", "folder")),
+        ("hhh_alignment", HHH_ROW, ("part/1", "b", "a", "part")),
+        ("ifbench", IFBENCH_ROW, ("level-1/7", "c", "r", "level-1")),
+        ("rewardbench", REWARDBENCH_ROW, ("hep-go/3", "c", "r", "hep-go")),
+        ("judgebench", JUDGEBENCH_ROW | {"label": "B>A"}, ("x", "b", "a", "livebench-math")),
+        ("judgebench", JUDGEBENCH_ROW | {"label": "A>B"}, ("x", "a", "b", "livebench-math")),
+        ("preferences", {"prompt": "q", "chosen": "c", "rejected": "r"}, ("part.json/1", "c", "r", "")),
+        ("preferences", REWARDBENCH_ROW | {"source": "s"}, ("3", "c", "r", "s")),
+    ],
+)
+def test_every_format_says_what_was_chosen(name, row, expected, tmp_path):
+    (item,) = read_row(name, row, tmp_path)
+    assert (item.id, item.preference.chosen, item.preference.rejected, item.subset) == expected
+    if name != "hhh_alignment":
+        assert item.preference.prompt == (Message("user", "q"),)
+
+
+def test_hhh_turns_become_messages(tmp_path):
+    (item,) = read_row("hhh_alignment", HHH_ROW, tmp_path)
+    assert item.preference.prompt == (Message("user", "hi"), Message("assistant", "yes?"), Message("user", "why"))
+
+
+def test_rm_bench_rows_are_nine_pairs(tmp_path):
+    items = read_row("rm_bench", RM_BENCH_ROW, tmp_path)
+    assert [(i.preference.chosen, i.preference.rejected) for i in items] == [
+        (f"c{row}", f"r{column}") for row in range(3) for column in range(3)
+    ]
+    assert items[5].id == "chat/5/1/2"
+    assert items[5].subset == "chat/1/2"
+    assert {item.item for item in items} == {"chat/5"}
+
+
+def test_evalbiasbench_is_a_dictionary(tmp_path):
+    row = {"instruction": "q", "response1": "one", "response2": "two", "label": 1}
+    (item,) = read_row("evalbiasbench", {"length bias": [row]}, tmp_path)
+    assert (item.id, item.subset, item.preference.chosen) == ("length bias/1", "length bias", "one")
+    with pytest.raises(DataError, match="expected a dictionary from kind of bias to a list, found input"):
+        read_row("evalbiasbench", LLMBAR_ROW, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llmbar", "hhh_alignment", "ifbench", "rewardbench", "judgebench", "rm_bench"])
+def test_a_file_of_another_format_is_refused(name, tmp_path):
+    with pytest.raises(DataError, match=r"part\.json, row 1: expected the fields .*, found instruction \(str\)"):
+        read_row(name, {"instruction": "q"}, tmp_path)
+
+
+def test_a_preference_file_with_splits_is_read_in_part(tmp_path):
+    rows = [{"prompt": "q", "chosen": "c", "rejected": "r", "split": split} for split in ("train", "test", "train")]
+    path = str(write_rows(tmp_path / "p.jsonl", rows))
+    assert len(read_benchmark("preferences", [path], "train")) == 2
+    with pytest.raises(SettingsError, match=r"--split dev: the rows of .* have the splits train, test"):
+        read_benchmark("preferences", [path], "dev")
+
+
+def test_bad_benchmarks_are_refused(tmp_path):
+    path = str(write_rows(tmp_path / "b.jsonl", [REWARDBENCH_ROW, REWARDBENCH_ROW | {"id": 4}]))
+    assert len(read_benchmark("rewardbench", [path], subsets=["hep-go"])) == 2
+    with pytest.raises(SettingsError, match="--subsets hep-c: there are hep-go"):
+        read_benchmark("rewardbench", [path], subsets=["hep-c"])
+    with pytest.raises(SettingsError, match="--benchmark other is unknown: choose one of preferences"):
+        read_benchmark("other", [path])
+    with pytest.raises(DataError, match=r"ids that come more than once: 'hep-go/3' \(2 times\), 'hep-go/4'"):
+        read_benchmark("rewardbench", [path, path])
+    with pytest.raises(DataError, match="label is 3, not 1 or 2"):
+        read_row("llmbar", LLMBAR_ROW | {"label": 3}, tmp_path)
+
+
+@requires_shared
+@pytest.mark.parametrize(
+    ("name", "pattern", "count"),
+    [
+        ("llmbar", "llmbar/**/dataset.json", 419),
+        ("hhh_alignment", "hhh_alignment/*.json", 221),
+        ("evalbiasbench", "evalbiasbench/*.json", 80),
+        ("ifbench", "ifbench/*.json", 444),
+    ],
+)
+def test_the_real_files_are_read(name, pattern, count):
+    items = read_benchmark(name, [str(path) for path in sorted((SHARED / "data" / "benchmarks").glob(pattern))])
+    assert len(items) == count
+    assert all(item.preference.prompt[-1].role == "user" for item in items)
+
+
+def test_a_replaced_record_is_checked_again():
+    with pytest.raises(ValueError, match="not a probability"):
+        replace(reading(), prob_a=-0.1)
