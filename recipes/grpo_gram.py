@@ -66,7 +66,10 @@ def main() -> None:
         write_run_record(
             args.output_dir,
             (data, reward_args, args, model_args),
-            {"prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering}},
+            {
+                "reference": reference,  # the flag may leave it to the default
+                "prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering},
+            },
         )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
