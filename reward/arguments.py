@@ -60,7 +60,11 @@ class RewardArguments:
         default=None, metadata={"help": "Longest judge input in tokens; default: gram.json's, or the whole context."}
     )
     reward_token_budget: int | None = field(
-        default=None, metadata={"help": f"Tokens of a judging batch, with padding; default {DEFAULT_TOKEN_BUDGET}."}
+        default=None,
+        metadata={
+            "help": "Tokens of a judging batch, with padding; default "
+            f"{DEFAULT_TOKEN_BUDGET['gpu']:,} on a GPU, {DEFAULT_TOKEN_BUDGET['cpu']:,} on a CPU."
+        },
     )
     reward_dtype: str | None = field(
         default=None, metadata={"help": "Precision of the judge; default bfloat16 on a GPU, float32 elsewhere."}

@@ -28,7 +28,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from reward.encoding import DEFAULT_TEMPLATE_KWARGS, MIN_SLOT_TOKENS, Encoded
 from reward.errors import ContextTooShortError, PromptError, SettingsError
 from reward.metrics import merge
-from reward.models import DEFAULT_TOKEN_BUDGET, batches_by_length, fingerprint
+from reward.models import batches_by_length, default_token_budget, fingerprint
 from reward.placement import whole
 from reward.prompts import COMPACT, Neutraliser, render_conversation
 from reward.types import Group, GroupScore, Message, Metric, Prompt
@@ -205,12 +205,12 @@ class BradleyTerryReward:
         self,
         model: PreTrainedModel,
         encoder: ResponseEncoder,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | None = None,
         name: str = "bradley_terry",
     ):
         self.model = model.eval().requires_grad_(False)
         self.encoder = encoder
-        self.token_budget = token_budget
+        self.token_budget = token_budget or default_token_budget(model.device)
         self.name = name
         reading = {"max_length": encoder.max_length, "template_kwargs": DEFAULT_TEMPLATE_KWARGS}
         self.fingerprint = fingerprint(model, encoder.tokenizer, reading)
@@ -225,7 +225,7 @@ class BradleyTerryReward:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         max_length: int | None = None,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | None = None,
         trust_remote_code: bool = False,
         name: str = "bradley_terry",
     ) -> "BradleyTerryReward":

@@ -24,7 +24,6 @@ from reward.composite import read_sum
 from reward.errors import SettingsError
 from reward.judges.gram import GramJudge, adapter_base, load_encoder
 from reward.judges.wrappers import BothOrders
-from reward.models import DEFAULT_TOKEN_BUDGET
 from reward.normalise import Moments, Normaliser
 from reward.pairing import PAIRINGS, Circular, Pairing
 from reward.placement import PLACEMENTS, ShardedJudge, TogetherReward, parameter_count, require_ranks
@@ -135,6 +134,11 @@ def _one_of(arguments: RewardArguments, **known: Collection[str]) -> None:
             raise SettingsError(f"--{flag} {value}: choose {', '.join(most)} or {last}")
 
 
+def _check_token_budget(arguments: RewardArguments) -> None:
+    if (budget := arguments.reward_token_budget) is not None and budget < 1:
+        raise SettingsError(f"--reward_token_budget {budget} is no number of tokens: take 1 or more, or leave it out")
+
+
 def _needs(arguments: RewardArguments, flag: str, what: str) -> Any:
     if (value := getattr(arguments, flag)) is None:
         raise SettingsError(f"--reward {arguments.reward} needs --{flag}: {what}")
@@ -229,6 +233,7 @@ def _pairwise(judge: Judge, arguments: RewardArguments, run: Run) -> Reward:
 def _check_gram(arguments: RewardArguments, run: Run) -> str | None:
     path = _needs(arguments, "reward_model", "the folder or hub name of a judge")
     _one_of(arguments, reward_dtype=DTYPES, reward_placement=PLACEMENTS)
+    _check_token_budget(arguments)
     reference = _check_comparison(arguments, run)
     if arguments.reward_placement == "zero3":
         require_ranks()
@@ -249,7 +254,7 @@ def _build_gram(arguments: RewardArguments, run: Run) -> Reward:
     gram = GramJudge.from_pretrained(
         arguments.reward_model,
         dtype=arguments.reward_dtype,
-        token_budget=arguments.reward_token_budget or DEFAULT_TOKEN_BUDGET,
+        token_budget=arguments.reward_token_budget,
         sharded=sharded,
         **_model_settings(arguments),
     )
@@ -317,6 +322,7 @@ def _build_llm_judge(arguments: RewardArguments, run: Run) -> Reward:
 def _check_bradley_terry(arguments: RewardArguments, run: Run) -> None:
     path = _needs(arguments, "reward_model", "the folder or hub name of a sequence classifier with one output")
     _one_of(arguments, reward_dtype=DTYPES, reward_combine=COMBINATIONS)
+    _check_token_budget(arguments)
     if arguments.reward_combine is not None and arguments.reward_ensemble is None:
         raise SettingsError(
             f"--reward_combine {arguments.reward_combine}: name the further models in --reward_ensemble"
@@ -336,7 +342,7 @@ def _build_bradley_terry(arguments: RewardArguments, run: Run) -> Reward:
         BradleyTerryReward.from_pretrained(
             path,
             dtype=arguments.reward_dtype,
-            token_budget=arguments.reward_token_budget or DEFAULT_TOKEN_BUDGET,
+            token_budget=arguments.reward_token_budget,
             **_model_settings(arguments),
         )
         for path in (arguments.reward_model, *(arguments.reward_ensemble or ()))

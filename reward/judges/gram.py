@@ -13,7 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.label_logits import label_logits, left_pad
-from reward.models import DEFAULT_TOKEN_BUDGET, batches_by_length, fingerprint
+from reward.models import batches_by_length, default_token_budget, fingerprint
 from reward.placement import load_sharded, whole
 from reward.types import NO_VERDICT, Judgment, Pair
 
@@ -30,11 +30,11 @@ class GramJudge:
     0.97
     """
 
-    def __init__(self, model: nn.Module, encoder: JudgeEncoder, token_budget: int = DEFAULT_TOKEN_BUDGET):
+    def __init__(self, model: nn.Module, encoder: JudgeEncoder, token_budget: int | None = None):
         model.eval()  # of a DeepSpeed engine it returns nothing
         self.model = model.requires_grad_(False)
         self.encoder = encoder
-        self.token_budget = token_budget
+        self.token_budget = token_budget or default_token_budget(model.device)
         reading = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
         del reading["label_smoothing"]  # says how the judge was trained, not how it judges
         self.fingerprint = fingerprint(model, encoder.tokenizer, reading)
@@ -48,7 +48,7 @@ class GramJudge:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         max_length: int | None = None,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | None = None,
         trust_remote_code: bool = False,
         sharded: bool = False,
     ) -> "GramJudge":

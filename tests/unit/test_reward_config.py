@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from reward import config
 from reward.backends import PairwiseReward
@@ -10,9 +11,9 @@ from reward.cache import Cached
 from reward.config import RewardArguments, Run, build_reward, check_reward, plan_reward
 from reward.encoding import JudgeConfig
 from reward.errors import ContextTooShortError, LabelTokenError, SettingsError
-from reward.judges.gram import DEFAULT_TOKEN_BUDGET
 from reward.judges.wrappers import BothOrders
 from reward.metrics import means
+from reward.models import default_token_budget
 from reward.pairing import AgainstReference, Circular, RoundRobin, Swiss
 from reward.types import Group, as_prompt
 from tests.support import byte_tokenizer, tiny_model
@@ -75,6 +76,19 @@ def test_a_flag_set_to_false_or_zero_counts_as_given(monkeypatch):
             check_reward(RewardArguments(reward="other", **{name: value}))
 
 
+@pytest.mark.parametrize("backend", ["gram", "bradley_terry"])
+@pytest.mark.parametrize("budget", [0, -5])
+def test_a_token_budget_below_one_is_refused(backend, budget, folder):
+    arguments = RewardArguments(reward=backend, reward_model=str(folder), reward_token_budget=budget)
+    with pytest.raises(SettingsError, match=f"--reward_token_budget {budget} is no number of tokens"):
+        check_reward(arguments)
+
+
+def test_a_batch_is_small_on_a_cpu_and_large_on_any_accelerator():
+    budgets = [default_token_budget(torch.device(name)) for name in ("cpu", "cuda", "xpu")]
+    assert budgets == [2_048, 16_384, 16_384]
+
+
 def test_reward_flags_are_unset_by_default_so_that_explicit_use_is_known():
     arguments = RewardArguments()
     for item in dataclasses.fields(arguments):
@@ -122,7 +136,7 @@ def test_building_wires_both_orders_around_the_judge_with_the_flags(folder):
 
 def test_defaults_build_a_judge_in_float32_that_scores(folder):
     backend = build_reward(RewardArguments(reward_model=str(folder))).backend
-    assert backend.judge.judge.judge.token_budget == DEFAULT_TOKEN_BUDGET
+    assert backend.judge.judge.judge.token_budget == 2_048  # of a CPU
     four, five = backend.score(GROUPS)[0].scores
     assert four == pytest.approx(0.5, abs=1e-5)
     assert 0 < five < 1
