@@ -111,6 +111,15 @@ class RewardArguments:
     reward_max_failures: int | None = field(
         default=None, metadata={"help": "llm_judge: failed calls in a row that stop the run; default 16."}
     )
+    reward_normalise: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Scores less their running mean, by their running standard deviation, of the rollouts before."
+        },
+    )
+    reward_clip: float | None = field(
+        default=None, metadata={"help": "Hold the (normalised) scores within this bound on both sides of 0."}
+    )
     reward_rule: str | None = field(
         default=None, metadata={"help": "rule: package.module:function in TRL's reward-function signature."}
     )

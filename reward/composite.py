@@ -68,7 +68,7 @@ def read_sum(path: str, within: tuple[Path, ...] = ()) -> tuple[str, list[Member
 def _member(item: Any, where: str, file: Path) -> MemberSettings:
     if not isinstance(item, dict) or "reward" not in item:
         raise SettingsError(f"--reward {where} is {item!r}: it needs `reward` and that backend's flags")
-    flags = {field.name for field in fields(RewardArguments)}
+    flags = {field.name for field in fields(RewardArguments)} - {"reward_normalise", "reward_clip"}  # ours are shorter
     for name in item:
         if name not in flags | _OF_MEMBERS:
             near = difflib.get_close_matches(str(name), sorted(flags | _OF_MEMBERS), n=3)

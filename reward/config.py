@@ -84,6 +84,8 @@ def check_reward(arguments: RewardArguments, run: Run | None = None) -> str | No
         PromptError and its kinds: the judge's tokenizer does not fit its prompt.
     """
     backend = _backend(arguments.reward)
+    if arguments.reward_clip is not None and not arguments.reward_clip > 0:
+        raise SettingsError(f"--reward_clip {arguments.reward_clip} is no bound: it must be above 0")
     for item in fields(arguments):
         given = getattr(arguments, item.name) is not None
         if item.name != "reward" and given and item.name not in backend.flags:
@@ -99,7 +101,13 @@ def plan_reward(arguments: RewardArguments) -> tuple[Placed, ...]:
 
 def build_reward(arguments: RewardArguments, run: Run | None = None) -> Reward:
     """What the flags describe, its weights loaded. Call `check_reward` first."""
-    return _backend(arguments.reward).build(arguments, run or Run())
+    reward = _backend(arguments.reward).build(arguments, run or Run())
+    if not arguments.reward_normalise and arguments.reward_clip is None:
+        return reward
+    moments = Moments() if arguments.reward_normalise else None
+    only = Member(1.0, reward.backend, moments, arguments.reward_clip)
+    normaliser = Normaliser({only.label: moments}) if moments else None
+    return Reward(WeightedSum([only], only.label), reward.versus, normaliser)
 
 
 def reward_help() -> str:
@@ -469,46 +477,47 @@ _TOKENIZER = _flags("model", "model_revision", "max_length", "trust_remote_code"
 _MODEL = _TOKENIZER | _flags("dtype", "token_budget")
 _COMPARISON = _flags("pairing", "opponents", "aggregation", "scale", "reference", "cache")
 _SERVER = _flags("url", "api_key_env", "deadline")
+_SCALED = _flags("normalise", "clip")  # of members of a sum, its file says these
 _READING = _flags("served_model", "prompt", "method", "send", "top_logprobs", "answer_tokens")
 
 BACKENDS = {
     "gram": Backend(
         "a generative judge in this process, read by label probabilities",
-        _MODEL | _COMPARISON | _flags("placement"),
+        _MODEL | _COMPARISON | _flags("placement") | _SCALED,
         _check_gram,
         _plan_gram,
         _build_gram,
     ),
     "llm_judge": Backend(
         "a judge behind an OpenAI-compatible server",
-        _TOKENIZER | _COMPARISON | _SERVER | _READING | _flags("concurrency", "max_failures"),
+        _TOKENIZER | _COMPARISON | _SERVER | _READING | _flags("concurrency", "max_failures") | _SCALED,
         _check_llm_judge,
         _nothing,
         _build_llm_judge,
     ),
     "bradley_terry": Backend(
         "sequence classifiers with one output",
-        _MODEL | _flags("ensemble", "combine"),
+        _MODEL | _flags("ensemble", "combine") | _SCALED,
         _check_bradley_terry,
         _plan_bradley_terry,
         _build_bradley_terry,
     ),
     "remote": Backend(
         "any backend that recipes/serve_reward.py serves",
-        _SERVER | _flags("reference"),
+        _SERVER | _flags("reference") | _SCALED,
         _check_remote,
         _nothing,
         _build_remote,
     ),
     "rule": Backend(
         "a function of the texts, in TRL's reward-function signature",
-        _flags("rule", "rule_arguments", "rule_as_text"),
+        _flags("rule", "rule_arguments", "rule_as_text") | _SCALED,
         _check_rule,
         _nothing,
         _build_rule,
     ),
 }
 FACTORY = Backend(
-    "a function without arguments that returns a reward backend", frozenset(), _check_factory, _nothing, _build_factory
+    "a function without arguments that returns a reward backend", _SCALED, _check_factory, _nothing, _build_factory
 )
 SUM = Backend("a weighted sum of these, see reward/composite.py", frozenset(), _check_sum, _plan_sum, _build_sum)

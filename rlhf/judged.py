@@ -187,13 +187,19 @@ class JudgedRollout:
             return self._references.current(prompts)
         return self._references.initial(prompts)
 
+    @property
+    def number(self) -> int:
+        """Of the training rollout under way, from 0; counted by optimizer steps, so that a resumed run goes on."""
+        args = self._trainer.args
+        minibatches = self._trainer.state.global_step * args.gradient_accumulation_steps
+        return minibatches // (args.steps_per_generation * args.num_iterations)
+
     def _win_rate_is_due(self) -> bool:
-        """Every `win_rate_steps` rollouts, counted by optimizer steps so that a resumed run keeps the rhythm."""
-        args, state = self._trainer.args, self._trainer.state
-        if not args.win_rate_steps or not self._trainer.model.training:
-            return bool(args.win_rate_steps)
-        minibatches = state.global_step * args.gradient_accumulation_steps
-        return minibatches // (args.steps_per_generation * args.num_iterations) % args.win_rate_steps == 0
+        """Every `win_rate_steps` rollouts of training, and in every evaluation."""
+        every = self._trainer.args.win_rate_steps
+        if not every or not self._trainer.model.training:
+            return bool(every)
+        return self.number % every == 0
 
     def _wins(self, groups: Sequence[Group], rivals: Sequence[str]) -> list[float]:
         """1 for a response that scores above its rival, a half for a tie; unscored ones are left out.

@@ -80,6 +80,7 @@ class PPOTrainer(GRPOTrainer):
     ):
         check_data(train_dataset, args, reference)
         self.kl_coef = args.kl_coef
+        self._stopped_early = False  # the policy takes no further step on this rollout
 
         def score(*args, **kwargs):
             return self.rollout.score_rows(*args, **kwargs)
@@ -145,6 +146,8 @@ class PPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self._stopped_early = False
         for name in _GRPO_METRICS:
             self._metrics[mode].pop(name, None)
         scores = torch.tensor(self.rollout.scores, device=self.accelerator.device)  # (B,), NaN where not scored
@@ -266,10 +269,26 @@ class PPOTrainer(GRPOTrainer):
             log_ratio = (self._logps - inputs["old_per_token_logps"]) * mask
             sums = torch.stack([0.5 * log_ratio.square().sum(), log_ratio.exp().mul(mask).sum(), mask.sum().float()])
             half_square, ratio, count = self.accelerator.reduce(sums).tolist()
-            log["policy/approx_kl"].append(half_square / max(count, 1))
+            approx_kl = half_square / max(count, 1)
+            log["policy/approx_kl"].append(approx_kl)
             log["policy/ratio"].append(ratio / max(count, 1))
             log["policy/loss"].append(self.accelerator.reduce(loss.detach(), "mean").item())
+            self._rest_if_due(approx_kl)
         return loss
+
+    def _rest_if_due(self, approx_kl: float) -> None:
+        """While the critic warms up, and after an early stop, the policy's next step has learning rate 0.
+
+        The scheduler sets the rate anew after every step. Forward and backward still run, because under ZeRO-3 both
+        are collectives; Adam's moments go on.
+        """
+        limit = self.args.early_stop_kl
+        self._stopped_early |= limit is not None and approx_kl > limit
+        rests = self._stopped_early or self.rollout.number < self.args.critic_warmup_rollouts
+        if rests:
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.0
+        self._metrics["train"]["policy/resting"].append(float(rests))
 
     def _critic_step(self, inputs) -> None:
         """Value regression on the minibatch the policy has just stepped on, with the same token normaliser.
@@ -325,7 +344,9 @@ class PPOTrainer(GRPOTrainer):
         if self.critic is not None:
             self.critic.save_state(folder)
         if self.args.should_save:
-            Path(folder, _STATE_NAME).write_text(json.dumps({"kl_coef": self.kl_coef}))
+            Path(folder, _STATE_NAME).write_text(
+                json.dumps({"kl_coef": self.kl_coef, "stopped_early": self._stopped_early})
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -334,7 +355,8 @@ class PPOTrainer(GRPOTrainer):
         self.rollout.load(Path(checkpoint))
         if self.critic is not None:
             self.critic.load_state(checkpoint)
-        self.kl_coef = json.loads(Path(checkpoint, _STATE_NAME).read_text())["kl_coef"]
+        state = json.loads(Path(checkpoint, _STATE_NAME).read_text())
+        self.kl_coef, self._stopped_early = state["kl_coef"], state["stopped_early"]
 
 
 _CRITIC_INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

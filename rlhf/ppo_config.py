@@ -51,6 +51,16 @@ class PPOConfig(JudgedArguments, GRPOConfig):
         default=False,
         metadata={"help": "No critic: every value is critic_initial_value. With --lam 1 this is REINFORCE."},
     )
+    critic_warmup_rollouts: int = field(
+        default=0, metadata={"help": "First rollouts from which the critic alone learns."}
+    )
+    early_stop_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "Above this KL to the policy that sampled (policy/approx_kl, nats per token) the policy takes no "
+            "further step on a rollout; default: never."
+        },
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
     lam: float = field(default=0.95, metadata={"help": "λ of generalised advantage estimation."})
     cliprange_value: float = field(default=0.2, metadata={"help": "How far a value may move from the old one."})
@@ -109,5 +119,11 @@ class PPOConfig(JudgedArguments, GRPOConfig):
                     f"--{name} {value} filters what is sampled, while log-probabilities are of the whole distribution: "
                     "the KL penalty and the ratio would be wrong. Use --temperature"
                 )
-        if self.kl_target is not None and self.kl_target <= 0:
-            raise SettingsError(f"--kl_target {self.kl_target} must be above 0 nats per sequence")
+        for name, unit in (("kl_target", "sequence"), ("early_stop_kl", "token")):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise SettingsError(f"--{name} {value} must be above 0 nats per {unit}")
+        if self.critic_warmup_rollouts < 0 or (self.critic_warmup_rollouts and self.constant_critic):
+            raise SettingsError(
+                f"--critic_warmup_rollouts {self.critic_warmup_rollouts} (--constant_critic {self.constant_critic}): "
+                "take 0 or more, and 0 where no critic learns"
+            )

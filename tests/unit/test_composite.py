@@ -92,6 +92,34 @@ def test_a_sum_within_a_sum_normalises_by_its_own_path(tmp_path):
     assert after == pytest.approx((z, (-2 / 3) / math.sqrt(2 / 9), z), abs=1e-9)
 
 
+def test_any_single_reward_can_be_normalised_and_clipped_by_flags():
+    rule = {"reward": "rule", "reward_rule": "reward.rules:LengthPenalty", "reward_rule_arguments": '{"limit": 2}'}
+    arguments = RewardArguments(**rule, reward_normalise=True, reward_clip=0.9)
+    check_reward(arguments)
+    reward = build_reward(arguments)
+    before = reward.backend.score(GROUPS)[0]
+    assert before.scores == (0.0, -0.9, 0.0), "-1 is clipped before anything was seen"
+    reward.normaliser.update(merge(before.metrics))
+    z = (1 / 3) / math.sqrt(2 / 9)
+    assert reward.backend.score(GROUPS)[0].scores == pytest.approx((z, -0.9, z), abs=1e-9)
+    assert reward.versus.score(GROUPS)[0].scores == (0.0, -1.0, 0.0), "who wins does not depend on a scale"
+    clipped = build_reward(RewardArguments(**rule, reward_clip=0.5))
+    assert (clipped.backend.score(GROUPS)[0].scores, clipped.normaliser) == ((0.0, -0.5, 0.0), None)
+    plain = build_reward(RewardArguments(**rule, reward_normalise=False))
+    assert plain.backend.score(GROUPS)[0].scores == (0.0, -1.0, 0.0)
+
+
+def test_a_clip_that_is_no_bound_is_refused_and_a_sum_says_its_own(tmp_path):
+    with pytest.raises(SettingsError, match=r"--reward_clip -1.0 is no bound"):
+        check_reward(RewardArguments(reward="rule", reward_rule="reward.rules:LengthPenalty", reward_clip=-1.0))
+    arguments = write(tmp_path / "sum.yaml", f"members:\n  - {BREVITY}, reward_clip: 2}}\n")
+    with pytest.raises(SettingsError, match="member 1: 'reward_clip' is unknown"):
+        check_reward(arguments)
+    arguments = write(tmp_path / "sum.yaml", f"members:\n  - {BREVITY}}}\n")
+    with pytest.raises(SettingsError, match="--reward_clip is not read by --reward"):
+        check_reward(dataclasses.replace(arguments, reward_clip=1.0))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
