@@ -19,6 +19,7 @@ from trl import ModelConfig, get_peft_config
 from reward.config import RewardArguments, build_reward, check_reward, reward_help
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
+from reward.training.weights import quantization_of
 from rlhf.judged import check_data
 from rlhf.launch import parse_args, run_main, start, write_run_record
 from rlhf.ppo import PPOTrainer
@@ -39,6 +40,7 @@ def main() -> None:
         prepare_small_world(reward_args)
 
     # Everything that can be refused is refused before any weights load.
+    quantization = quantization_of(model_args)
     tokenizer = load_tokenizer(model_args, args.trust_remote_code)
     prompts, eval_dataset = read_policy_prompts(data, args, model_args, tokenizer)
     run = describe_run(prompts, args, default_pairing="reference")
@@ -61,6 +63,7 @@ def main() -> None:
         gold=GoldReward() if small_world else None,
         normaliser=reward.normaliser,
         peft_config=get_peft_config(model_args),
+        quantization_config=quantization,
     )
     if trainer.accelerator.is_main_process:
         write_run_record(

@@ -4,39 +4,59 @@ Legend: B responses in a batch, P prompt tokens (left-padded), T response tokens
 """
 
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 from transformers.utils import logging
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
 from reward.errors import SettingsError
 
 STATE_FOLDER = "critic_state"
+_HEADS = ["score", "classifier"]  # what transformers' token classifiers call their last layer
 
 
 def load_critic(
-    path: str, *, initial_value: float, dtype: torch.dtype | str = torch.float32, **from_pretrained
-) -> PreTrainedModel:
+    path: str,
+    *,
+    initial_value: float,
+    dtype: torch.dtype | str = torch.float32,
+    quantization_config=None,
+    **from_pretrained,
+) -> PreTrainedModel | PeftModel:
     """A value model: the transformer of `path` with one output per token, dropout off.
 
-    A language model gets a new head that says `initial_value` for every token; a saved critic keeps its head.
+    A language model gets a new head that says `initial_value` for every token; a saved critic keeps its head, and a
+    saved adapter is loaded over its base, to be trained on. The head is never quantised.
 
     Raises:
         SettingsError: the architecture has no token classifier in transformers.
     """
+    settings = {"num_labels": 1, "dtype": dtype, "output_loading_info": True, **from_pretrained}
+    if quantization_config is not None:
+        settings["quantization_config"] = copy(quantization_config)
+        settings["quantization_config"].llm_int8_skip_modules = _HEADS
+    if find_adapter_config_file(path, revision=from_pretrained.get("revision")) is not None:
+        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+        others = {name: value for name, value in from_pretrained.items() if name != "revision"}  # of the adapter
+        critic = load_critic(
+            base, initial_value=initial_value, dtype=dtype, quantization_config=quantization_config, **others
+        )
+        return disable_dropout_of(PeftModel.from_pretrained(critic, path, is_trainable=True))
     config = AutoConfig.from_pretrained(path, **from_pretrained)
     if type(config) not in AutoModelForTokenClassification._model_mapping:
         raise SettingsError(
             f"--critic_model {path} is a {config.model_type}, for which transformers has no token classifier: "
             "name a critic of another architecture that reads the same tokens"
         )
-    settings = {"num_labels": 1, "dtype": dtype, "output_loading_info": True, **from_pretrained}
     with _quiet_loading():
         critic, loaded = AutoModelForTokenClassification.from_pretrained(path, **settings)
         embedding = _name_of(critic, critic.get_input_embeddings().weight)
@@ -49,12 +69,26 @@ def load_critic(
     absent = sorted(set(loaded["missing_keys"]) - in_head)
     if absent:
         raise SettingsError(f"--critic_model {path} lacks the weights {absent[:5]}: the critic would start from noise")
-    disable_dropout_in_model(critic)
+    disable_dropout_of(critic)
     if in_head & set(loaded["missing_keys"]):
         with _gathered(list(head.parameters())), torch.no_grad():
             head.weight.zero_()
             head.bias.fill_(initial_value)
     return critic
+
+
+def disable_dropout_of(model: nn.Module) -> nn.Module:
+    disable_dropout_in_model(model)
+    return model
+
+
+def with_adapter(critic: PreTrainedModel, adapter: LoraConfig) -> PeftModel:
+    """The critic with the policy's kind of adapter: its layers get one, the value head is trained in full.
+
+    An adapter whose B is 0 adds nothing, so the critic still says what it said.
+    """
+    settings = {"task_type": TaskType.TOKEN_CLS, "lora_dropout": 0.0, "modules_to_save": None}
+    return get_peft_model(critic, replace(adapter, **settings))
 
 
 @contextmanager
@@ -109,8 +143,9 @@ class Critic:
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
         self.module = model
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
+            trained, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
         )
         self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.sharded:
@@ -159,7 +194,9 @@ class Critic:
             self.optimizer.zero_grad()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder that `AutoModelForTokenClassification.from_pretrained` loads. Every rank must call it."""
+        """Writes a folder that `load_critic` loads, and transformers' `AutoModelForTokenClassification`; of an adapter
+        peft's `AutoPeftModelForTokenClassification` with num_labels=1. Every rank must call it.
+        """
         state = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             self.module.save_pretrained(folder, state_dict=state)

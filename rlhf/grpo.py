@@ -81,6 +81,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
         gold: RewardBackend | None = None,
         normaliser: Normaliser | None = None,
         peft_config=None,
+        quantization_config=None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         check_data(train_dataset, args, reference)
@@ -98,6 +99,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         needs_initial = bool(args.win_rate_steps) or reference == "initial"
         initial_policy = self.ref_model

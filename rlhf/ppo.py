@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from datasets import Dataset
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
@@ -32,7 +33,7 @@ from rlhf.advantages import (
     value_loss,
     whiten,
 )
-from rlhf.critic import Critic, load_critic
+from rlhf.critic import Critic, load_critic, with_adapter
 from rlhf.judged import JudgedRollout, check_data
 from rlhf.ppo_config import PPOConfig
 from rlhf.references import References, load_initial_policy, refuse_loaded_adapter
@@ -55,6 +56,8 @@ class PPOTrainer(GRPOTrainer):
         critic: a loaded critic instead of `args.critic_model`.
         gold: a second backend whose scores are logged as `objective/gold` and never trained on.
         normaliser: of `backend`, where it normalises its members; saved with checkpoints.
+        peft_config: policy and critic train adapters; the policy without its adapter is the initial one.
+        quantization_config: how the weights below the adapters are loaded (QLoRA).
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
@@ -75,7 +78,8 @@ class PPOTrainer(GRPOTrainer):
         critic: PreTrainedModel | None = None,
         gold: RewardBackend | None = None,
         normaliser: Normaliser | None = None,
-        peft_config=None,
+        peft_config: PeftConfig | None = None,
+        quantization_config=None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         check_data(train_dataset, args, reference)
@@ -95,6 +99,7 @@ class PPOTrainer(GRPOTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         self._peft = peft_config is not None
         refuse_loaded_adapter(self, peft_config)
@@ -115,11 +120,16 @@ class PPOTrainer(GRPOTrainer):
                 args.critic_model or get_config_model_id(self.model.config),
                 initial_value=args.critic_initial_value,
                 dtype=self.model.dtype,
+                quantization_config=quantization_config,
                 revision=None if args.critic_model else (args.model_init_kwargs or {}).get("revision"),
                 trust_remote_code=args.trust_remote_code,
             )
+            if self._peft and not args.critic_full and not isinstance(critic, PeftModel):
+                critic = with_adapter(critic, peft_config)
             if args.gradient_checkpointing:
                 critic.gradient_checkpointing_enable()
+                if isinstance(critic, PeftModel):
+                    critic.enable_input_require_grads()  # frozen embeddings would leave nothing to recompute from
             self.critic = Critic(
                 critic,
                 self.accelerator,

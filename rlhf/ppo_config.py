@@ -41,6 +41,9 @@ class PPOConfig(JudgedArguments, GRPOConfig):
     critic_model: str | None = field(
         default=None, metadata={"help": "What the critic starts from; default: the policy's weights."}
     )
+    critic_full: bool = field(
+        default=False, metadata={"help": "With --use_peft: train all weights of the critic, not an adapter."}
+    )
     critic_learning_rate: float = field(
         default=1e-5, metadata={"help": "Peak learning rate of the critic; it follows the policy's schedule."}
     )

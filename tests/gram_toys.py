@@ -43,13 +43,13 @@ def toy_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def toy_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
+def toy_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden: int = 48) -> LlamaForCausalLM:
     """About 50,000 parameters, random weights."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT,
@@ -61,10 +61,10 @@ def toy_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCaus
     return LlamaForCausalLM(config)
 
 
-def save_toy_model(folder: Path, chat: bool = False, seed: int = 0) -> Path:
+def save_toy_model(folder: Path, chat: bool = False, seed: int = 0, hidden: int = 48) -> Path:
     """A folder that `from_pretrained` loads."""
     tokenizer = toy_tokenizer(chat)
-    toy_model(tokenizer, seed).save_pretrained(folder)
+    toy_model(tokenizer, seed, hidden).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

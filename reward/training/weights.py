@@ -1,11 +1,29 @@
-"""Weights to train: a whole causal language model, or a LoRA adapter on a frozen one."""
+"""Weights to train: a whole causal language model, or a LoRA adapter on a frozen, perhaps quantised one."""
 
-from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from trl import ModelConfig, get_peft_config
+import importlib.util
+
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from reward.errors import SettingsError
 from reward.judges.gram import adapter_base
+
+
+def quantization_of(arguments: ModelConfig) -> BitsAndBytesConfig | None:
+    """What TRL's flags say of the precision below the adapters (QLoRA); None is whole weights.
+
+    Raises:
+        SettingsError: quantised weights cannot be trained, only adapters on them; or bitsandbytes is not installed.
+    """
+    wanted = "--load_in_4bit" if arguments.load_in_4bit else "--load_in_8bit" if arguments.load_in_8bit else None
+    if wanted is None:
+        return None
+    if not arguments.use_peft:
+        raise SettingsError(f"{wanted}: quantised weights cannot be trained, adapters on them can: add --use_peft")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingsError(f'{wanted} needs bitsandbytes: pip install "gram-rlhf[qlora]"')
+    return get_quantization_config(arguments)
 
 
 def load_for_training(
@@ -17,11 +35,10 @@ def load_for_training(
     on being trained, with its own rank and targets, so that the saved adapter holds both stages.
 
     Raises:
-        SettingsError: quantised weights are asked for; the model is an adapter and `use_peft` is off, in which case
-            the trained weights could not be saved.
+        SettingsError: see `quantization_of`; the model is an adapter and `use_peft` is off, in which case the trained
+            weights could not be saved.
     """
-    if arguments.load_in_8bit or arguments.load_in_4bit:
-        raise SettingsError("load_in_8bit and load_in_4bit are not supported: the label logits need whole weights")
+    quantization = quantization_of(arguments)
     path, revision = arguments.model_name_or_path, arguments.model_revision
     base = adapter_base(path, revision)
     if base is not None and not arguments.use_peft:
@@ -34,10 +51,13 @@ def load_for_training(
         dtype=arguments.dtype,
         attn_implementation=arguments.attn_implementation,
         trust_remote_code=trust_remote_code,
+        **({} if quantization is None else {"quantization_config": quantization}),
     )
     if not arguments.use_peft:
         return model
-    if gradient_checkpointing:
+    if quantization is not None:  # the output embedding, which the label logits are read from, stays whole
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    elif gradient_checkpointing:
         model.enable_input_require_grads()  # else no gradient reaches the adapters through frozen embeddings
     if base is not None:
         return PeftModel.from_pretrained(model, path, is_trainable=True)

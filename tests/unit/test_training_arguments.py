@@ -83,5 +83,5 @@ def test_weights_that_could_not_be_trained_are_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
     with pytest.raises(SettingsError, match="adapter of some/base: go on training it with --use_peft"):
         load_for_training(ModelConfig(model_name_or_path=str(tmp_path)))
-    with pytest.raises(SettingsError, match="load_in_4bit are not supported"):
+    with pytest.raises(SettingsError, match="--load_in_4bit: quantised weights cannot be trained"):
         load_for_training(ModelConfig(model_name_or_path=str(tmp_path), load_in_4bit=True))

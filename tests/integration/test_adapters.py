@@ -1,0 +1,164 @@
+"""LoRA and QLoRA: for the policy, its critic and the judge; saved adapters load."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForTokenClassification, LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, get_quantization_config
+
+from reward.encoding import JudgeConfig, JudgeEncoder
+from reward.errors import SettingsError
+from reward.judges.gram import GramJudge
+from reward.training.finetune import FinetuneConfig, FinetuneTrainer, encode_preferences
+from reward.training.weights import load_for_training, quantization_of
+from reward.types import Pair, Preference, as_prompt
+from rlhf.critic import load_critic
+from rlhf.ppo import PPOTrainer
+from rlhf.ppo_config import PPOConfig
+from tests.gram_toys import CONTEXT, save_toy_model
+from tests.ppo_toys import PROMPTS, Judged, count_e
+
+requires_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes, which quantises, is not installed"
+)
+IDS = torch.tensor([[20, 21, 22, 30, 31, 32]])
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    return str(save_toy_model(folder, chat=True, hidden=64))  # bitsandbytes packs rows by 32 on a CPU
+
+
+def lora(**settings):
+    return LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5, **settings)
+
+
+def train(policy, folder, *, adapter=None, quantization=None, **settings):
+    args = PPOConfig(
+        output_dir=str(folder),
+        **{
+            "per_device_train_batch_size": 8,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "critic_learning_rate": 1e-2,
+            "report_to": "none",
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "win_rate_steps": 0,
+            **settings,
+        },
+    )
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 4])
+    trainer = PPOTrainer(
+        policy, Judged(count_e), args, data, reference="initial", peft_config=adapter, quantization_config=quantization
+    )
+    trainer.train()
+    trainer.save_model()
+    log = [entry for entry in trainer.state.log_history if "policy/loss" in entry]
+    return trainer, log
+
+
+def values(model):
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits.float()
+
+
+def kinds(module):
+    """Of the trained parameters: adapter, head or whole."""
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    return {"adapter" if "lora_" in name else "head" if "score" in name else "whole" for name in names}
+
+
+def trained_weights(module):
+    return {name: p.detach().float().numpy().tobytes() for name, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_the_critic_trains_an_adapter_as_the_policy_does(policy, tmp_path, targets):
+    trainer, log = train(policy, tmp_path, adapter=lora(target_modules=targets), gradient_checkpointing=True)
+    critic = trainer.critic.module
+    assert kinds(trainer.model) == {"adapter"}
+    assert kinds(critic) == {"adapter", "head"}
+    assert log[0]["value/mean"] == pytest.approx(0.5, abs=1e-6), "an adapter that has learned nothing adds nothing"
+    assert log[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert log[1]["value/mean"] != pytest.approx(0.5, abs=1e-3), "it learns"
+    expected = values(critic)
+    saved = AutoPeftModelForTokenClassification.from_pretrained(tmp_path / "critic", num_labels=1)
+    torch.testing.assert_close(values(saved), expected, atol=1e-6, rtol=0)
+    continued = load_critic(str(tmp_path / "critic"), initial_value=9.0)
+    torch.testing.assert_close(values(continued), expected, atol=1e-6, rtol=0)
+    assert kinds(continued) == {"adapter", "head"}
+    assert not any(module.p for module in continued.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def test_the_critic_can_be_trained_whole_beside_an_adapter(policy, tmp_path):
+    trainer, _ = train(policy, tmp_path, adapter=lora(), critic_full=True)
+    assert kinds(trainer.model) == {"adapter"}
+    assert kinds(trainer.critic.module) == {"whole", "head"}
+    torch.testing.assert_close(
+        values(load_critic(str(tmp_path / "critic"), initial_value=9.0)), values(trainer.critic.module), atol=0, rtol=0
+    )
+
+
+def four_bit():
+    return get_quantization_config(ModelConfig(load_in_4bit=True))
+
+
+@requires_bitsandbytes
+def test_policy_and_critic_train_adapters_on_four_bit_weights(policy, tmp_path):
+    trainer, log = train(policy, tmp_path, adapter=lora(target_modules="all-linear"), quantization=four_bit())
+    for model in (trainer.model, trainer.critic.module):
+        stored = {p.dtype for name, p in model.named_parameters() if name.endswith("q_proj.base_layer.weight")}
+        assert stored == {torch.uint8}, "two weights a byte"
+    assert kinds(trainer.model) == {"adapter"}
+    assert kinds(trainer.critic.module) == {"adapter", "head"}
+    assert log[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert log[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4), "the initial policy is the same four-bit one"
+    assert log[0]["value/mean"] == pytest.approx(0.5, abs=1e-6)
+    # The weights are compared, not the outputs: on a CPU bitsandbytes computes in bf16 or float32 as it sees fit.
+    loaded = load_critic(str(tmp_path / "critic"), initial_value=9.0, quantization_config=four_bit())
+    assert trained_weights(loaded) == trained_weights(trainer.critic.module)
+    base = AutoModelForCausalLM.from_pretrained(policy, quantization_config=four_bit(), dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path, is_trainable=True)
+    assert trained_weights(adapted) == trained_weights(trainer.model)
+
+
+@requires_bitsandbytes
+def test_a_judge_trains_an_adapter_on_four_bit_weights(policy, tmp_path):
+    settings = ModelConfig(
+        model_name_or_path=policy, use_peft=True, load_in_4bit=True, lora_r=4, lora_target_modules=["all-linear"]
+    )
+    model = load_for_training(settings)
+    embedding = model.get_output_embeddings().weight
+    assert (embedding.dtype, kinds(model)) == (torch.float32, {"adapter"}), "the label logits are read from whole rows"
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    encoder = JudgeEncoder(tokenizer, JudgeConfig(prompt="compact"), CONTEXT)
+    pairs = encode_preferences([Preference(as_prompt("rain?"), "clear", "vague")] * 8, encoder)
+    args = FinetuneConfig(
+        output_dir=str(tmp_path), max_steps=8, learning_rate=2e-2, report_to="none", eval_strategy="no", use_cpu=True
+    )
+    trainer = FinetuneTrainer(model, args, encoder, pairs, None)
+    trainer.train()
+    trainer.save_model()
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
+    pair = [Pair(as_prompt("rain?"), "clear", "vague")]
+    before = GramJudge(AutoModelForCausalLM.from_pretrained(policy), encoder).compare(pair)[0].prob_a
+    after = GramJudge.from_pretrained(str(tmp_path)).compare(pair)[0].prob_a
+    assert after > before + 0.05, (before, after)
+
+
+@pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
+def test_quantised_weights_without_an_adapter_are_refused(flag, monkeypatch):
+    with pytest.raises(SettingsError, match=f"--{flag}: quantised weights cannot be trained.*add --use_peft"):
+        quantization_of(ModelConfig(**{flag: True}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=rf'--{flag} needs bitsandbytes: pip install "gram-rlhf\[qlora\]"'):
+        quantization_of(ModelConfig(**{flag: True}, use_peft=True))
+    assert quantization_of(ModelConfig(use_peft=True)) is None
