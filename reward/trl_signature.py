@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from reward.errors import GramError, SettingsError
-from reward.types import Group, GroupScore, Prompt, as_prompt
+from reward.types import Group, GroupScore, Prompt, as_prompt, message_text
 
 Row = str | Sequence[Mapping[str, str]]
 _NO_COLUMNS = {"completion_ids", "trainer_state", "environments", "log_extra", "log_metric"}  # TRL's own, beside them
@@ -20,8 +20,8 @@ def response_text(completion: Row) -> str:
     if isinstance(completion, str):
         return completion
     if len(completion) == 1:
-        return completion[0]["content"] or ""
-    return "\n\n".join(f"{message['role']}: {message['content'] or ''}" for message in completion)
+        return message_text(completion[0]) or ""
+    return "\n\n".join(f"{message['role']}: {message_text(message) or ''}" for message in completion)
 
 
 def groups_from_rows(

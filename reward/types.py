@@ -7,6 +7,7 @@ Nothing here imports torch. All records are frozen and hashable. Data flows one 
 Legend: G responses of one prompt.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,19 @@ class Message:
 Prompt = tuple[Message, ...]
 
 
+def message_text(message: Mapping[str, Any]) -> str | None:
+    """What a message says: its content, and the tools it calls as `name({"argument": value})`, a line each.
+
+    None where it says nothing that is text.
+    """
+    content = message.get("content")
+    if not isinstance(content, str | None):
+        return None
+    calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    parts = [content or "", *(f"{call['name']}({json.dumps(call['arguments'])})" for call in calls)]
+    return None if content is None and not calls else "\n".join(part for part in parts if part)
+
+
 def as_prompt(value: str | Sequence[Mapping[str, str] | Message]) -> Prompt:
     """A prompt from plain text (one user message) or from a list of messages.
 
@@ -43,8 +57,8 @@ def as_prompt(value: str | Sequence[Mapping[str, str] | Message]) -> Prompt:
             continue
         if not isinstance(item, Mapping):
             raise DataError(f"message {position} of the prompt is {item!r}, not a mapping with 'role' and 'content'")
-        role, content = item.get("role"), item.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
+        role, content = item.get("role"), message_text(item)
+        if not isinstance(role, str) or content is None:
             raise DataError(
                 f"message {position} of the prompt is {dict(item)!r}: 'role' and 'content' must both be strings"
             )

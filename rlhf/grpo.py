@@ -4,6 +4,7 @@ Nothing of TRL's algorithm is changed (arXiv 2402.03300). What is added: groups 
 judged step reports, and defaults that fit win probabilities.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -63,6 +64,8 @@ class JudgedGRPOTrainer(GRPOTrainer):
         versus: scores responses against one fixed response, for the win rate; default: `backend`.
         gold: a backend whose scores are logged as `objective/gold` and never trained on.
         normaliser: of `backend`, where it normalises its members; saved with checkpoints.
+        tools: functions that the policy may call while it responds, as TRL takes them; the judge reads calls and
+            results, the losses skip the results.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo"]
@@ -82,6 +85,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
         normaliser: Normaliser | None = None,
         peft_config=None,
         quantization_config=None,
+        tools: list[Callable] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         check_data(train_dataset, args, reference)
@@ -100,6 +104,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
             callbacks=callbacks,
             peft_config=peft_config,
             quantization_config=quantization_config,
+            tools=tools,
         )
         needs_initial = bool(args.win_rate_steps) or reference == "initial"
         initial_policy = self.ref_model

@@ -8,6 +8,7 @@ Legend: B responses in a batch, G responses of a prompt, P prompt tokens, T resp
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,6 +57,8 @@ class PPOTrainer(GRPOTrainer):
         critic: a loaded critic instead of `args.critic_model`.
         gold: a second backend whose scores are logged as `objective/gold` and never trained on.
         normaliser: of `backend`, where it normalises its members; saved with checkpoints.
+        tools: functions that the policy may call while it responds, as TRL takes them; the judge reads calls and
+            results, the losses skip the results.
         peft_config: policy and critic train adapters; the policy without its adapter is the initial one.
         quantization_config: how the weights below the adapters are loaded (QLoRA).
     """
@@ -80,6 +83,7 @@ class PPOTrainer(GRPOTrainer):
         normaliser: Normaliser | None = None,
         peft_config: PeftConfig | None = None,
         quantization_config=None,
+        tools: list[Callable] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         check_data(train_dataset, args, reference)
@@ -100,6 +104,7 @@ class PPOTrainer(GRPOTrainer):
             callbacks=callbacks,
             peft_config=peft_config,
             quantization_config=quantization_config,
+            tools=tools,
         )
         self._peft = peft_config is not None
         refuse_loaded_adapter(self, peft_config)

@@ -1,0 +1,182 @@
+"""TRL's ways of sampling pass through: continuous batching, vLLM, tools; conversations reach the judge whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from transformers import LlamaForCausalLM
+from trl.trainer import grpo_trainer
+
+from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
+from rlhf.ppo import PPOTrainer
+from rlhf.ppo_config import PPOConfig
+from tests.gram_toys import save_toy_model, toy_model, toy_tokenizer
+from tests.ppo_toys import PROMPTS, Judged, count_e
+
+SETTINGS = {
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 8,
+    "max_steps": 1,
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "win_rate_steps": 0,
+    "sample_steps": 0,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return str(save_toy_model(tmp_path_factory.mktemp("policy"), chat=True))
+
+
+def rows(prompts=PROMPTS):
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in prompts * 4])
+
+
+def test_continuous_batching_samples_what_each_prompt_would_get_alone(tmp_path):
+    """TRL takes its results in the order in which they come; a mix-up would give scores to other prompts' texts."""
+    tokenizer, seen = toy_tokenizer(chat=True), []
+    config = toy_model(tokenizer).config
+    config.tie_word_embeddings, config.initializer_range = (
+        False,
+        0.5,
+    )  # so that the likeliest token depends on the prompt
+    torch.manual_seed(0)
+    policy = str(tmp_path / "policy")
+    LlamaForCausalLM(config).save_pretrained(policy)
+    tokenizer.save_pretrained(policy)
+    for continuous in (False, True):
+        backend = Judged(count_e)
+        args = JudgedGRPOConfig(
+            output_dir=str(tmp_path), num_generations=2, top_k=1, use_transformers_continuous_batching=continuous,
+            beta=0.0, **SETTINGS,
+        )  # fmt: skip
+        JudgedGRPOTrainer(policy, backend, args, rows(), reference=None).train()
+        seen.append({group.prompt: group.responses for group in backend.groups})
+    assert seen[0] == seen[1]
+    assert len(set(seen[0].values())) >= 3, "the prompts have responses of their own"
+
+
+class ScriptedServer:
+    """In the place of TRL's connection to vLLM: answers with given tokens and the log-probabilities it claims."""
+
+    claimed = -2.0
+
+    def __init__(self, **settings):
+        type(self).settings = settings
+        self.synced = 0
+
+    def sync_weights(self):
+        self.synced += 1
+
+    def generate(self, prompts, images, num_generations, profiler):
+        ids = [[30, 31, 1] for _ in prompts]
+        return None, ids, [[[self.claimed] for _ in each] for each in ids], None
+
+
+def test_vllms_samples_are_corrected_by_their_importance(policy, tmp_path, monkeypatch):
+    """The wiring around TRL's vLLM client, which no machine here can run: flags in, samples and ratios out."""
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", ScriptedServer)
+    backend = Judged(count_e)
+    args = PPOConfig(
+        output_dir=str(tmp_path), use_vllm=True, vllm_mode="colocate", vllm_importance_sampling_mode="token_truncate",
+        vllm_importance_sampling_clip_max=3.0, vllm_gpu_memory_utilization=0.25, **SETTINGS,
+    )  # fmt: skip
+    trainer = PPOTrainer(policy, backend, args, rows(), reference="initial")
+    assert ScriptedServer.settings["gpu_memory_utilization"] == 0.25
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._generate_and_score_completions([{"prompt": row["prompt"]} for row in rows()][:8])
+    assert trainer.vllm_generation.synced == 1
+    assert {response for group in backend.groups for response in group.responses} == {
+        trainer.processing_class.decode([30, 31])
+    }
+    old = batch["old_per_token_logps"]
+    assert old.abs().min() > 2.5, "the trainer's own log-probabilities, not what the server claims"
+    expected = (old - ScriptedServer.claimed).exp().clamp(max=3.0)
+    torch.testing.assert_close(batch["importance_sampling_ratio"], expected, atol=1e-5, rtol=0)
+    batch["advantages"] = torch.ones_like(batch["advantages"])
+    loss = trainer._compute_loss(trainer.model, batch)
+    torch.testing.assert_close(loss.detach(), -expected.mean(), atol=1e-5, rtol=0)
+
+
+def add(a: int, b: int) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: one number.
+        b: the other.
+    """
+    return a + b
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call><|im_end|>'
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory):
+    """A tiny policy with Qwen3's chat template, for which TRL can parse calls of tools."""
+    folder = tmp_path_factory.mktemp("caller")
+    tokenizer = toy_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = Path(trl.__file__).with_name("chat_templates").joinpath("qwen3.jinja").read_text()
+    config = toy_model(tokenizer).config
+    config.max_position_embeddings = 4096
+    config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_a_conversation_with_tools_reaches_the_judge_as_it_reached_the_policy(method, caller, tmp_path):
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello. What is it?"},
+        {"role": "user", "content": "What is 2+3?"},
+    ]
+    backend = Judged(count_e)
+    config, kind, more = (
+        (PPOConfig, PPOTrainer, {"num_generations": 2})
+        if method == "ppo"
+        else (JudgedGRPOConfig, JudgedGRPOTrainer, {"num_generations": 2, "beta": 0.0})
+    )
+    args = config(output_dir=str(tmp_path), **(SETTINGS | {"per_device_train_batch_size": 4}), **more)
+    args.max_completion_length = 256
+    data = Dataset.from_list([{"prompt": conversation}] * 4)
+    trainer = kind(caller, backend, args, data, reference="initial", tools=[add])
+    trainer.rollout._references.initial = lambda prompts: ["It is five."] * len(prompts)
+    tokenizer, turns = trainer.processing_class, []
+
+    def scripted(prompt_ids, *_, **__):
+        text = CALL if not turns else "It is 5.<|im_end|>"
+        turns.append([tokenizer.decode(ids) for ids in prompt_ids])
+        return [tokenizer(text)["input_ids"] for _ in prompt_ids], None
+
+    trainer._generate_single_turn = scripted
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": conversation}] * 4)
+    for text in ("Be brief.", "Hello. What is it?", "What is 2+3?", "Adds two numbers."):
+        assert text in turns[0][0], "what the policy read"
+    assert len(turns) == 2
+    assert "<tool_response>\n5\n</tool_response>" in turns[1][0], "the result went back to the policy"
+    group = backend.groups[0]
+    assert [(message.role, message.content) for message in group.prompt] == [
+        (turn["role"], turn["content"]) for turn in conversation
+    ]
+    assert group.responses == ('assistant: add({"a": 2, "b": 3})\n\ntool: 5\n\nassistant: It is 5.',) * 2
+    assert group.reference == "It is five."
+    trained = batch["completion_ids"][0][batch["tool_mask"][0].bool()]
+    said = tokenizer.decode(trained)
+    assert "tool_response" not in said, "the policy is not trained on what a tool said"
+    assert said.startswith("<tool_call>"), said
+    assert "It is 5." in said
+    assert json.loads(said.split("<tool_call>\n")[1].split("\n</tool_call>")[0])["arguments"] == {"a": 2, "b": 3}
