@@ -16,8 +16,7 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from reward.composite import read_sum
-from reward.config import RewardArguments, Run, build_reward, check_reward, reward_help
+from reward.config import RewardArguments, Run, build_reward, check_measuring, check_reward, reward_help
 from reward.errors import SettingsError
 from reward.evaluation.benchmarks import FORMATS, Item, read_benchmark
 from reward.evaluation.records import judged, read_records, write_records
@@ -116,13 +115,7 @@ def check_evaluation(reward_args: RewardArguments, items: list[Item]) -> str | N
             raise SettingsError(
                 f"--reward_{name} {value} is not read: a labelled pair is judged as it is. Leave it out"
             )
-    if reward_args.reward_placement == "zero3":
-        raise SettingsError("--reward_placement zero3: an evaluation is one process; leave it out")
-    if _normalises(reward_args.reward):
-        raise SettingsError(
-            f"--reward {reward_args.reward} normalises its members by moments that a training loop learns: leave "
-            "`normalise` out, or evaluate the members"
-        )
+    check_measuring(reward_args)
     columns = {name for name, _ in items[0].columns}
     reference = check_reward(reward_args, Run("round_robin", 2, columns))
     if reference is not None and reward_args.reward != "remote":  # a served judge is asked for comparisons
@@ -131,13 +124,6 @@ def check_evaluation(reward_args: RewardArguments, items: list[Item]) -> str | N
             "pair has none: give that member reward_pairing round_robin"
         )
     return reference
-
-
-def _normalises(reward: str) -> bool:
-    """Whether `reward` is a sum with a normalised member, in it or in a sum within it."""
-    if not reward.endswith((".yaml", ".yml")):
-        return False
-    return any(member.normalise or _normalises(member.arguments.reward) for member in read_sum(reward)[1])
 
 
 def report(settings: EvaluationArguments, judgments: Path) -> None:

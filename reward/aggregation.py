@@ -84,14 +84,45 @@ def bradley_terry(size: int, results: Sequence[Result], prior: float = PRIOR) ->
             step /= 2
         strength = strength - step
 
-    players = np.bincount(component)
-    games = np.bincount(component[first], minlength=len(players))
-    spare = games - (players - 1)  # the games of a component less its free strengths
-    correction = games / np.where(spare > 0, spare, np.nan)
     half = np.linalg.solve(hessian + same, design.T * (prob - expected))  # (G, M)
-    error = np.sqrt(np.sum(half**2, axis=1) * correction[component])
-    strength = np.where(players[component] > 1, strength, np.nan)
+    error = np.sqrt(np.sum(half**2, axis=1) * _correction(component, first))
+    strength = np.where(np.bincount(component)[component] > 1, strength, np.nan)
     return Estimate(_sigmoid(strength), strength, error, component)
+
+
+def mean_error(size: int, results: Sequence[Result]) -> np.ndarray:
+    """Standard errors (G,) of `mean_win_probability` under the noise of the games, the opponents being those they are.
+
+    Var(mean of i) = Σ var(game) / games². What a game's noise is, only a model can tell: its residual e from
+    P(i beats j) = 1/2 + a_i - a_j, by least squares, times M / (M - free parameters), as `bradley_terry` does it. In a
+    full round robin the means are that model's own estimate, and the variance is unbiased where it holds. Where it
+    does not (near 0 and 1 probabilities cannot add up), the misfit counts as noise: the error is then too large, never
+    too small. The spread of a response's games would be no such error: a judge without noise has it too.
+    NaN where no game is left over: two responses, or one game against a reference each.
+    """
+    first, second, prob = _verdicts(results)
+    design = np.eye(size)[first] - np.eye(size)[second]  # (M, G)
+    residual = prob - 0.5 - design @ np.linalg.lstsq(design, prob - 0.5, rcond=None)[0]
+    games = np.abs(design).sum(axis=0)
+    squares = np.abs(design).T @ residual**2
+    return np.sqrt(squares * _correction(_components(size, first, second), first)) / np.where(games > 0, games, np.nan)
+
+
+def score_errors(aggregation: str, scale: str, size: int, results: Sequence[Result], estimate: Estimate) -> np.ndarray:
+    """Standard errors (G,) of the scores that `scale` makes of `estimate.probability`; NaN where none can be told.
+
+    Bradley-Terry's go from θ through σ by their slopes. Copeland's score counts verdicts, and no noise of a judge adds
+    up to an error of that. At the bound of the clipped logit a score does not say how far beyond it lies.
+    """
+    p = estimate.probability
+    if aggregation == "bradley_terry":
+        error = estimate.standard_error * p * (1 - p)
+    else:
+        error = mean_error(size, results) if aggregation == "mean" else np.full(size, np.nan)
+    if scale == "logit":
+        inside = (p > _LEAST) & (p < 1 - _LEAST)
+        return error / np.where(inside, p * (1 - p), np.nan)
+    return 2 * error if scale == "margin" else error
 
 
 AGGREGATIONS: dict[str, Callable[[int, Sequence[Result]], Estimate]] = {
@@ -151,6 +182,14 @@ def _mean_of_games(size: int, first: np.ndarray, second: np.ndarray, prob: np.nd
     total = np.bincount(first, prob, size) + np.bincount(second, 1 - prob, size)
     games = np.bincount(first, minlength=size) + np.bincount(second, minlength=size)
     return total / np.where(games > 0, games, np.nan)
+
+
+def _correction(component: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Games / (games - free strengths) of each player's component, (G,): for the residuals that a fit has used up."""
+    players = np.bincount(component)
+    games = np.bincount(component[first], minlength=len(players))
+    spare = games - (players - 1)
+    return (games / np.where(spare > 0, spare, np.nan))[component]
 
 
 def _components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -47,20 +47,22 @@ class PairwiseReward:
 
     def score(self, groups: Sequence[Group]) -> list[GroupScore]:
         """Raises SettingsError: a group without a reference where the pairing needs one."""
+        return [self._group_score(tournament) for tournament in self.play(groups)]
+
+    def play(self, groups: Sequence[Group]) -> list["Tournament"]:
+        """All games of the groups, with their judgments: what `score` and `reward.ranking.rank` rest on."""
         if self.pairing.uses_reference:
             _require_references(groups, self.name)
-        tournaments = [_Tournament.of(group, self.pairing, self.seed) for group in groups]
+        tournaments = [Tournament.of(group, self.pairing, self.seed) for group in groups]
         while rounds := [(tournament, games) for tournament in tournaments if (games := tournament.next_round())]:
             pairs = [tournament.pair(*game) for tournament, games in rounds for game in games]
             judgments = iter(self.judge.compare(pairs))
             for tournament, games in rounds:
                 tournament.record(games, [next(judgments) for _ in games])
-        return [self._group_score(tournament) for tournament in tournaments]
+        return tournaments
 
-    def _group_score(self, tournament: "_Tournament") -> GroupScore:
-        players = tournament.players
-        results = [result for result, _ in tournament.played]
-        estimate = aggregations.AGGREGATIONS[self.aggregation](len(players), results)
+    def _group_score(self, tournament: "Tournament") -> GroupScore:
+        estimate = aggregations.AGGREGATIONS[self.aggregation](len(tournament.players), tournament.results)
         values = [float(value) for value in aggregations.scale(estimate.probability, self.scale)]
         judgments = [judgment for _, judgment in tournament.played]
         reasons = tuple(judgment.reason for judgment in judgments if not judgment.has_verdict)
@@ -75,7 +77,7 @@ class PairwiseReward:
 
 
 @dataclass
-class _Tournament:
+class Tournament:
     """The games of one group. `players` are the texts that meet, `positions[j]` is where response j is among them."""
 
     group: Group
@@ -86,7 +88,7 @@ class _Tournament:
     played: list[tuple[Result, Judgment]]
 
     @classmethod
-    def of(cls, group: Group, pairing: Pairing, seed: int) -> "_Tournament":
+    def of(cls, group: Group, pairing: Pairing, seed: int) -> "Tournament":
         players = list(group.responses)
         positions = list(range(len(players)))
         if pairing.order_dependent:  # distinct responses in an order of their own: permutations change nothing
@@ -99,8 +101,12 @@ class _Tournament:
             players.append(group.reference)
         return cls(group, pairing, size, players, positions, [])
 
+    @property
+    def results(self) -> list[Result]:
+        return [result for result, _ in self.played]
+
     def next_round(self) -> list[tuple[int, int]]:
-        return self.pairing.next_round(self.size, [result for result, _ in self.played])
+        return self.pairing.next_round(self.size, self.results)
 
     def pair(self, first: int, second: int) -> Pair:
         return Pair(self.group.prompt, self.players[first], self.players[second])

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,6 +93,34 @@ def check_reward(arguments: RewardArguments, run: Run | None = None) -> str | No
             known = ", ".join(f"--{name}" for name in sorted(backend.flags)) or "no flags of its own"
             raise SettingsError(f"--{item.name} is not read by --reward {arguments.reward}, which knows {known}")
     return backend.check(arguments, run or Run())
+
+
+def check_measuring(arguments: RewardArguments) -> None:
+    """Refuses flags that only a training loop can honour; for recipes that score, rank or compare in one process.
+
+    Raises:
+        SettingsError: a judge sharded over ranks, or a sum normalised by moments that nobody would learn.
+    """
+    if arguments.reward_placement == "zero3":
+        raise SettingsError("--reward_placement zero3: an evaluation is one process; leave it out")
+    if _normalises(arguments.reward):
+        raise SettingsError(
+            f"--reward {arguments.reward} normalises its members by moments that a training loop learns: leave "
+            "`normalise` out, or evaluate the members"
+        )
+
+
+def keep_judgments(arguments: RewardArguments, folder: str | Path) -> None:
+    """Lets a judge keep its judgments in `folder` where the flags name no cache; other backends keep nothing."""
+    if "reward_cache" in _backend(arguments.reward).flags and arguments.reward_cache is None:
+        arguments.reward_cache = str(folder)
+
+
+def _normalises(reward: str) -> bool:
+    """Whether `reward` is a sum with a normalised member, in it or in a sum within it."""
+    if not reward.endswith((".yaml", ".yml")):
+        return False
+    return any(member.normalise or _normalises(member.arguments.reward) for member in read_sum(reward)[1])
 
 
 def plan_reward(arguments: RewardArguments) -> tuple[Placed, ...]:

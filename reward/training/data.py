@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reward.errors import DataError
-from reward.types import Message, Preference, Prompt, as_prompt
+from reward.types import Group, Message, Preference, Prompt, as_prompt
 
 log = logging.getLogger(__name__)
 Record = TypeVar("Record")
@@ -188,6 +188,16 @@ def read_prompts(
     return _read_all(rows, source, where, _prompt_row)
 
 
+def read_groups(rows: Sequence[Mapping[str, Any]], source: str, where: Mapping[str, Any] | None = None) -> list[Group]:
+    """Rows `{"prompt", "responses"}` as they are, for ranking and for samples of a policy: nothing is repaired, a text
+    may come twice and may be empty. `reference` and plain columns come along.
+
+    Raises:
+        DataError: a column is missing, no responses, one that is no text, a prompt without a user turn.
+    """
+    return _read_all(rows, source, where, _group)
+
+
 def _read_all(
     rows: Sequence[Mapping[str, Any]],
     source: str,
@@ -258,6 +268,21 @@ def _unlabeled(row: Mapping[str, Any], repairs: Counter) -> Unlabeled:
             "too few", f"{len(read)} responses, {len(different)} of them different: stage 1 needs two; remove the row"
         )
     return Unlabeled(_checked_prompt(prompt, repairs), different)
+
+
+def _group(row: Mapping[str, Any], repairs: Counter) -> Group:
+    _require(row, "prompt", "responses", instead="or give the columns prompt and responses")
+    responses, reference = row["responses"], row.get("reference")
+    if isinstance(responses, str) or not isinstance(responses, Sequence) or not responses:
+        raise _Defect("responses", f"responses is {_beginning(responses)}, not a list of one text or more")
+    for number, text in enumerate(responses, 1):
+        if not isinstance(text, str):
+            raise _Defect("response", f"response {number} is {_beginning(text)}, not a text: give its text alone")
+    if not isinstance(reference, str | None):
+        raise _Defect("reference", f"reference is {_beginning(reference)}, not a text: give its text alone")
+    prompt = _checked_prompt(row["prompt"], Counter()) and as_prompt(row["prompt"])
+    beside = tuple((name, value) for name, value in row.items() if name not in _NOT_BESIDE and _is_plain(value))
+    return Group(prompt, tuple(responses), reference, beside)
 
 
 def _prompt_row(row: Mapping[str, Any], repairs: Counter) -> dict[str, Any]:

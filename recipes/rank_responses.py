@@ -1,0 +1,148 @@
+# python recipes/rank_responses.py                                    replies of the small world, no network, no GPU
+# python recipes/rank_responses.py --dataset candidates.jsonl --reward_model runs/judge --reward_pairing swiss
+# python recipes/rank_responses.py --prompt "What is 2+2?" --responses 4 5 "It is four." --reward_model runs/judge
+"""Rank any number of responses to each prompt, by any reward: the full order, with what it rests on.
+
+Reads rows `prompt` and `responses` (JSON Lines or an array, .gz too; `reference` for --reward_pairing reference) and
+appends to --output_file, a row a prompt: order, scores, standard errors, and every judgment with both its readings.
+A run that was stopped is continued by the same command: row i of the output answers row i of the data.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from policy_run import prepare_small_world
+from small_world_cache import folder as small_world_folder
+from tqdm import tqdm
+
+from reward.config import RewardArguments, Run, build_reward, check_measuring, check_reward, reward_help
+from reward.errors import SettingsError
+from reward.ranking import as_row, described, rank
+from reward.resumable import append_rows, read_done
+from reward.training.data import load_rows, read_groups
+from reward.types import Group, as_prompt
+from rlhf.launch import explicit_flags, parse_args, run_main, start
+
+
+@dataclass
+class RankingArguments:
+    """What is ranked, and where the order goes."""
+
+    dataset: list[str] = field(
+        default_factory=list, metadata={"help": "Files or hub data sets with columns prompt and responses."}
+    )
+    split: str = field(default="train", metadata={"help": "Of a hub data set, or of a file that has a column `split`."})
+    prompt: str | None = field(default=None, metadata={"help": "One prompt, in place of --dataset."})
+    responses: list[str] | None = field(default=None, metadata={"help": "The responses to --prompt."})
+    reference: str | None = field(
+        default=None, metadata={"help": "What they are measured against under --reward_pairing reference."}
+    )
+    output_file: str | None = field(
+        default=None, metadata={"help": "JSON Lines; default runs/rankings.jsonl, and none for --prompt."}
+    )
+    max_prompts: int | None = field(default=None, metadata={"help": "Rank the first so many prompts."})
+    batch_size: int = field(default=16, metadata={"help": "Prompts that are ranked, and written, at a time."})
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_prompts"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingsError(f"--{name} {value}: give 1 or more")
+        if (self.prompt is None) != (self.responses is None):
+            raise SettingsError("--prompt and --responses go together: the question, and the texts that answer it")
+        if self.prompt is not None and self.dataset:
+            raise SettingsError("--prompt with --dataset: rank one or the other")
+        if self.reference is not None and self.prompt is None:
+            raise SettingsError("--reference belongs to --prompt; a data set has it as a column `reference`")
+        if self.prompt is None and self.output_file is None:
+            self.output_file = "runs/rankings.jsonl"
+        if self.output_file is not None and Path(self.output_file).suffix == ".gz":
+            raise SettingsError(f"--output_file {self.output_file}: rows are appended as they come; leave .gz out")
+
+
+def main() -> None:
+    start()
+    small_world = not {"dataset", "prompt"} & explicit_flags()
+    world = small_world_folder() / "data" / "unlabeled.jsonl"
+    defaults = {"dataset": [str(world)], "max_prompts": 200} if small_world else {}
+    args, reward_args = parse_args((RankingArguments, RewardArguments), defaults=defaults)
+    if reward_args.reward == "help":
+        print(reward_help())
+        return
+    if small_world:
+        prepare_small_world(reward_args)
+
+    # Everything that can be refused is refused before any weights load.
+    groups = read(args)
+    run = check(reward_args, groups)
+    backend = build_reward(reward_args, run).backend
+    by = described(backend)
+    out = None if args.output_file is None else Path(args.output_file)
+    done = [] if out is None else read_done(out, by, lambda i, row: i < len(groups) and _answers(row, groups[i]))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+    last = done[-1:]
+    with tqdm(total=len(groups), initial=len(done), desc="ranking", unit="prompt") as bar:
+        for start_at in range(len(done), len(groups), args.batch_size):
+            batch = groups[start_at : start_at + args.batch_size]
+            rows = [as_row(*pair) for pair in zip(batch, rank(backend, batch), strict=True)]
+            if out is not None:
+                append_rows(out, rows, by)
+            last = rows[-1:]
+            bar.update(len(batch))
+    if args.prompt is not None:
+        show(last[0])
+    if out is not None:
+        print(f"{out}: {len(groups)} rankings, {len(done)} of them from an earlier run")
+
+
+def read(args: RankingArguments) -> list[Group]:
+    if args.prompt is not None:
+        return [Group(as_prompt(args.prompt), tuple(args.responses), args.reference)]
+    groups = []
+    for source in args.dataset:
+        rows = load_rows(source, args.split)
+        column = Path(source).is_file() and "split" in rows[0]
+        groups += read_groups(rows, source, {"split": args.split} if column else None)
+    return groups[: args.max_prompts]
+
+
+def check(reward_args: RewardArguments, groups: list[Group]) -> Run:
+    """Refuses what this reward cannot rank: the responses are there, so a reference can only come from the data."""
+    check_measuring(reward_args)
+    if reward_args.reward_pairing == "reference" and reward_args.reward_reference is None:
+        reward_args.reward_reference = "dataset"
+    run = Run("round_robin", max(len(group.responses) for group in groups), [name for name, _ in groups[0].columns])
+    reference = check_reward(reward_args, run)
+    if reference not in (None, "dataset"):
+        raise SettingsError(
+            f"the reward measures against the {reference} response of a policy, and there is none: choose "
+            "--reward_reference dataset and give a column `reference`, or let the responses meet each other "
+            "(--reward_pairing round_robin)"
+        )
+    missing = [number for number, group in enumerate(groups, 1) if group.reference is None]
+    if reference is not None and missing:
+        raise SettingsError(
+            f"--reward_pairing reference: row {missing[0]} ({len(missing)} of {len(groups)} rows) has no `reference`: "
+            "give one, or choose --reward_pairing round_robin"
+        )
+    return run
+
+
+def _answers(row: dict, group: Group) -> bool:
+    prompt = [{"role": message.role, "content": message.content} for message in group.prompt]
+    return row.get("prompt") == prompt and row.get("responses") == list(group.responses)
+
+
+def show(row: dict) -> None:
+    for place, number in enumerate(row["order"], 1):
+        score, error, reason = (row[name][number] for name in ("scores", "standard_errors", "reasons"))
+        told = f"not scored ({reason})" if score is None else f"{score:.3f}"
+        told += "" if error is None else f" ± {error:.3f}"
+        print(f"{place}. {told}  {row['responses'][number]!r}")
+    if row["note"]:
+        print(row["note"])
+
+
+if __name__ == "__main__":
+    run_main(main)

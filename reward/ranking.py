@@ -1,0 +1,125 @@
+"""The full order of any number of responses to a prompt, with the judgments that it rests on.
+
+    (ranking,) = rank(PairwiseReward(BothOrders(judge), RoundRobin()), [Group(prompt, responses)])
+    ranking.order, ranking.scores, ranking.standard_errors
+
+Legend: G responses of a prompt.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reward.aggregation import AGGREGATIONS, scale, score_errors
+from reward.backends import PairwiseReward, Tournament, WeightedSum
+from reward.types import Fingerprinted, Group, GroupScore, Judgment, RewardBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """Response `first` met response `second`, None for the reference. `judgment.prob_a` is P(first is better), and its
+    `readings` are the two orders, both told that way round."""
+
+    first: int
+    second: int | None
+    judgment: Judgment
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Responses by their numbers 0 … G-1.
+
+    order: best first; equal scores by number, responses without a score last. scores: NaN is not scored, and `reasons`
+    says why ("" where there is a score). standard_errors: of the scores (`reward.aggregation.score_errors`), NaN where
+    none can be told, as of a backend that does not compare. games: none of such a backend. note: what the scores
+    cannot tell, "" where nothing is amiss.
+    """
+
+    order: tuple[int, ...]  # (G,)
+    scores: tuple[float, ...]  # (G,)
+    standard_errors: tuple[float, ...]  # (G,)
+    reasons: tuple[str, ...]  # (G,)
+    games: tuple[Game, ...] = ()
+    note: str = ""
+
+
+def rank(backend: RewardBackend, groups: Sequence[Group]) -> list[Ranking]:
+    """`out[i]` ranks `groups[i].responses`, with the scores that `backend.score` gives.
+
+    Raises:
+        SettingsError: a group without a reference where the backend's pairing needs one.
+    """
+    if isinstance(backend, PairwiseReward):
+        return [_of_games(backend, tournament) for tournament in backend.play(groups)]
+    return [_of_scores(score) for score in backend.score(groups)]
+
+
+def described(backend: RewardBackend) -> dict[str, Any]:
+    """What the backend's scores depend on, in JSON's types: as far as it says so itself, else its name alone."""
+    match backend:
+        case PairwiseReward(judge=judge, pairing=pairing):
+            settings = {"aggregation": backend.aggregation, "scale": backend.scale, "seed": backend.seed}
+            return {"reward": backend.name, "fingerprint": judge.fingerprint, "pairing": repr(pairing), **settings}
+        case WeightedSum(members=members):
+            parts = [{"weight": each.weight, "clip": each.clip, **described(each.backend)} for each in members]
+            return {"reward": backend.name, "members": parts}
+    fingerprint = {"fingerprint": backend.fingerprint} if isinstance(backend, Fingerprinted) else {}
+    return {"reward": backend.name, **fingerprint}
+
+
+def as_row(group: Group, ranking: Ranking) -> dict[str, Any]:
+    """The ranking as a row of JSON Lines; NaN is null. README describes its columns."""
+    return {
+        "prompt": [{"role": message.role, "content": message.content} for message in group.prompt],
+        "responses": list(group.responses),
+        "order": list(ranking.order),
+        "scores": [_plain(value) for value in ranking.scores],
+        "standard_errors": [_plain(value) for value in ranking.standard_errors],
+        "reasons": [reason or None for reason in ranking.reasons],
+        "judgments": [
+            {
+                "first": game.first,
+                "second": game.second,
+                "prob_first": _plain(game.judgment.prob_a),
+                "readings": [_plain(reading.prob_a) for reading in game.judgment.readings],
+                "reason": game.judgment.reason or None,
+                "truncated": game.judgment.truncated,
+            }
+            for game in ranking.games
+        ],
+        "note": ranking.note or None,
+    }
+
+
+def _of_games(backend: PairwiseReward, tournament: Tournament) -> Ranking:
+    players, played, positions = tournament.players, tournament.played, tournament.positions
+    results = tournament.results
+    estimate = AGGREGATIONS[backend.aggregation](len(players), results)
+    scores = scale(estimate.probability, backend.scale)[positions]
+    errors = score_errors(backend.aggregation, backend.scale, len(players), results, estimate)[positions]
+    numbers = {player: number for number, player in reversed([*enumerate(positions)])}  # of equal texts the first
+    games = tuple(Game(numbers.get(i, 0), numbers.get(j), judgment) for (i, j, _), judgment in played)
+    reasons = []
+    for player, score in zip(positions, scores, strict=True):
+        silent = [each.reason for (i, j, _), each in played if player in (i, j) and not each.has_verdict]
+        alone = f"a single response meets nobody under the pairing {backend.pairing.name}"
+        reasons.append("" if score == score else "; ".join(dict.fromkeys(silent)) or alone)
+    scored = [player for player, score in zip(positions, scores, strict=True) if score == score]
+    parts = 1 if estimate.component is None else len({int(estimate.component[player]) for player in scored})
+    note = f"{parts} parts of the responses never met: scores of two parts do not compare" if parts > 1 else ""
+    return Ranking(_order(scores), tuple(scores.tolist()), tuple(errors.tolist()), tuple(reasons), games, note)
+
+
+def _of_scores(score: GroupScore) -> Ranking:
+    reason = "; ".join(dict.fromkeys(score.reasons)) or "not scored, and the reward names no reason"
+    reasons = tuple("" if value == value else reason for value in score.scores)
+    return Ranking(_order(score.scores), score.scores, (math.nan,) * len(score.scores), reasons)
+
+
+def _order(scores: Sequence[float]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(scores)), key=lambda i: (0, -scores[i]) if scores[i] == scores[i] else (1, 0)))
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
