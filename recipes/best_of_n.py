@@ -3,13 +3,14 @@
 # python recipes/best_of_n.py --samples runs/best_of_n/samples.jsonl --reward bradley_terry --reward_model RM
 """Best-of-n: sample N responses a prompt, pick the best by any reward, and say what n buys.
 
-Writes into --output_dir: samples.jsonl (continued where a run stopped), picks.jsonl (best of N with its score),
-sft.jsonl (the picks as prompt and completion), curve.csv, curve.png and results.json.
+Writes into --output_dir: samples.jsonl and a judge's judgments/ (the same command continues a run that was stopped),
+picks.jsonl (best of N with its score), sft.jsonl (the picks as prompt and completion), curve.csv, curve.png and
+results.json.
 """
 
 import csv
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib
@@ -18,21 +19,20 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from policy_run import in_small_world, load_tokenizer, prepare_small_world, small_world_paths
+from policy_run import in_small_world, prepare_small_world, small_world_paths
+from sampling import SamplingArguments, sample
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from reward.aggregation import bradley_terry
 from reward.backends import PairwiseReward
-from reward.config import RewardArguments, Run, build_reward, check_reward, reward_help
+from reward.config import RewardArguments, Run, build_reward, check_measuring, check_reward, keep_judgments, reward_help
 from reward.errors import DataError, SettingsError
 from reward.pairing import Result
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
-from reward.training.data import read_prompts
-from reward.types import Group, Pair, RewardBackend, as_prompt
+from reward.training.data import load_rows, read_groups, read_prompts
+from reward.types import Group, Pair, RewardBackend
 from rlhf.best_of_n import (
     bootstrap_interval,
     kl_upper_bound,
@@ -43,7 +43,6 @@ from rlhf.best_of_n import (
     win_share,
 )
 from rlhf.launch import explicit_flags, parse_args, run_main, start, write_run_record
-from rlhf.prompts import fit_prompts
 
 
 @dataclass
@@ -65,21 +64,19 @@ class BestOfNArguments:
     gold_reward: str | None = field(
         default=None, metadata={"help": "A second reward that is only measured: FILE.yaml or package.module:factory."}
     )
-    max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many prompts."})
-    batch_size: int = field(default=16, metadata={"help": "Prompts that are sampled and scored at a time."})
-    max_completion_length: int = field(default=256, metadata={"help": "Longest response in tokens."})
-    temperature: float = field(default=1.0, metadata={"help": "Of sampling; the KL bound is to this distribution."})
-    seed: int = field(default=0, metadata={"help": "Of sampling and of random subsets."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code that the policy's hub page brings."}
-    )
+    sizes: list[int] | None = field(default=None, metadata={"help": "The n of the curve; default 1, 2, 4 … N."})
 
     def __post_init__(self):
         if self.pick not in PICKS:
             raise SettingsError(f"--pick {self.pick}: choose one of {', '.join(PICKS)}")
-        for name in ("num_samples", "batch_size", "max_completion_length"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"--{name} {getattr(self, name)}: give 1 or more")
+        if self.num_samples < 1:
+            raise SettingsError(f"--num_samples {self.num_samples}: give 1 or more")
+        for n in self.sizes or ():
+            if not 1 <= n <= self.num_samples:
+                raise SettingsError(
+                    f"--sizes {n} with --num_samples {self.num_samples}: the best of n needs n samples of each prompt: "
+                    "raise --num_samples, or ask for an n from 1 to it"
+                )
 
 
 def bradley_terry_pick(wins: np.ndarray) -> int:
@@ -97,8 +94,8 @@ def main() -> None:
     start()
     small_world = in_small_world() and "samples" not in explicit_flags()
     defaults = small_world_paths("test_prompts.jsonl") | {"max_completion_length": 40} if small_world else {}
-    args, data, reward_args, model_args = parse_args(
-        (BestOfNArguments, DataArguments, RewardArguments, ModelConfig), defaults=defaults
+    args, sampling, data, reward_args, model_args = parse_args(
+        (BestOfNArguments, SamplingArguments, DataArguments, RewardArguments, ModelConfig), defaults=defaults
     )
     if reward_args.reward == "help":
         print(reward_help())
@@ -108,6 +105,7 @@ def main() -> None:
 
     # Everything that can be refused is refused before any weights load.
     run = Run("round_robin" if args.num_samples > 1 else "reference", args.num_samples)
+    check_measuring(reward_args)
     if check_reward(reward_args, run) is not None:
         raise SettingsError(
             "--reward_pairing reference measures against a response that best-of-n does not have: let the samples meet "
@@ -118,19 +116,24 @@ def main() -> None:
         check_reward(gold_args, run)
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    groups = read_samples(Path(args.samples), args) if args.samples else sample(args, data, model_args, out)
+    if args.samples:
+        groups = read_samples(args.samples, args.num_samples)[: sampling.max_prompts]
+    else:
+        rows = data.read_train(read_prompts, sampling.seed)[: sampling.max_prompts]
+        groups = sample(model_args, rows, args.num_samples, out / "samples.jsonl", sampling)
 
+    keep_judgments(reward_args, out / "judgments")  # a killed run keeps them, and no pick asks twice
     reward = build_reward(reward_args, run)
     gold = build_reward(gold_args, run).backend if gold_args else GoldReward() if small_world else None
-    scores = score(reward.backend, groups, args.batch_size, "scoring")
+    scores = score(reward.backend, groups, sampling.batch_size, "scoring")
     worth = {"proxy": scores}
     if gold is not None:
-        worth["gold"] = score(gold, groups, args.batch_size, "gold")
-    wins = None if args.pick == "argmax" else all_comparisons(reward.versus, groups, args.batch_size)
-    rows = curve(scores, worth, wins, args)
+        worth["gold"] = score(gold, groups, sampling.batch_size, "gold")
+    wins = None if args.pick == "argmax" else all_comparisons(reward.versus, groups, sampling.batch_size)
+    rows = curve(scores, worth, wins, args, sampling.seed)
     write(out, groups, scores, wins, rows, args)
     draw(rows, list(worth), out / "curve.png", args)
-    write_run_record(args.output_dir, (args, data, reward_args, model_args), {})
+    write_run_record(args.output_dir, (args, sampling, data, reward_args, model_args), {})
     for row in rows:
         print(
             "  ".join(
@@ -140,71 +143,16 @@ def main() -> None:
     print(f"{out}/picks.jsonl   {out}/sft.jsonl   {out}/curve.csv   {out}/curve.png   {out}/results.json")
 
 
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
-def read_samples(path: Path, args: BestOfNArguments) -> list[Group]:
-    """Raises DataError: a row without a prompt or with fewer than N responses."""
-    groups = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        responses = row.get("responses")
-        if "prompt" not in row or not isinstance(responses, list) or len(responses) < args.num_samples:
-            found = len(responses) if isinstance(responses, list) else "no"
+def read_samples(path: str, count: int) -> list[Group]:
+    """Raises DataError: not rows of prompt and responses, or fewer than `count` of these."""
+    groups = read_groups(load_rows(path), path)
+    for number, group in enumerate(groups, 1):
+        if len(group.responses) < count:
             raise DataError(
-                f"{path}, row {number}: it needs `prompt` and --num_samples {args.num_samples} `responses`, and has "
-                f"{found}: lower --num_samples, or sample more"
+                f"{path}, row {number}: it needs `prompt` and --num_samples {count} `responses`, and has "
+                f"{len(group.responses)}: lower --num_samples, or sample more"
             )
-        groups.append(Group(as_prompt(row["prompt"]), tuple(responses[: args.num_samples])))
-    return groups[: args.max_prompts]
-
-
-@torch.no_grad()
-def sample(args: BestOfNArguments, data: DataArguments, model_args: ModelConfig, out: Path) -> list[Group]:
-    """N responses a prompt from the policy; what samples.jsonl holds already is not sampled again."""
-    tokenizer = load_tokenizer(model_args, args.trust_remote_code)
-    rows = data.read_train(read_prompts, args.seed)[: args.max_prompts]
-    rows = fit_prompts(rows, tokenizer, max_prompt_length=2**20, source=", ".join(data.dataset)).rows
-    path = out / "samples.jsonl"
-    done = read_samples(path, args) if path.exists() else []
-    for number, (group, row) in enumerate(zip(done, rows, strict=False), 1):
-        if group.prompt != as_prompt(row["prompt"]):
-            raise DataError(f"{path}, row {number} answers another prompt than this run's: give another --output_dir")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype or "float32",
-        trust_remote_code=args.trust_remote_code,
-    ).to(device)
-    with path.open("a", encoding="utf-8") as file, tqdm(total=len(rows), initial=len(done), desc="sampling") as bar:
-        for start_at in range(len(done), len(rows), args.batch_size):
-            batch = [row["prompt"] for row in rows[start_at : start_at + args.batch_size]]
-            torch.manual_seed(args.seed + start_at)  # a continued run samples what an unbroken one would
-            texts = [
-                prompt
-                if isinstance(prompt, str)
-                else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-                for prompt in batch
-            ]
-            plain = isinstance(batch[0], str)
-            inputs = tokenizer(texts, padding=True, add_special_tokens=plain, return_tensors="pt").to(device)
-            ids = policy.generate(
-                **inputs,
-                do_sample=True,
-                temperature=args.temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=args.max_completion_length,
-                num_return_sequences=args.num_samples,
-            )
-            responses = tokenizer.batch_decode(ids[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
-            for index, prompt in enumerate(batch):
-                own = responses[index * args.num_samples : (index + 1) * args.num_samples]
-                file.write(json.dumps({"prompt": prompt, "responses": own}, ensure_ascii=False) + "\n")
-            file.flush()
-            bar.update(len(batch))
-    return read_samples(path, args)[: len(rows)]
+    return [replace(group, responses=group.responses[:count]) for group in groups]
 
 
 # --- scores and comparisons -------------------------------------------------------------------------------------------
@@ -240,21 +188,19 @@ def all_comparisons(versus: RewardBackend, groups: list[Group], batch_size: int)
 
 
 def curve(
-    scores: np.ndarray, worth: dict[str, np.ndarray], wins: np.ndarray | None, args: BestOfNArguments
+    scores: np.ndarray, worth: dict[str, np.ndarray], wins: np.ndarray | None, args: BestOfNArguments, seed: int
 ) -> list[dict]:
     """A row for n = 1, 2, 4 … N: KL bound, proxy, gold and win rate against n = 1 with 95 % intervals over prompts."""
     measured = {**worth, "win_rate": win_share(worth.get("gold", worth["proxy"]))}
-    sizes = sorted(
-        {2**k for k in range(args.num_samples.bit_length()) if 2**k <= args.num_samples} | {args.num_samples}
-    )
+    powers = {2**k for k in range(args.num_samples.bit_length()) if 2**k <= args.num_samples}
     rows = []
-    for n in sizes:
+    for n in sorted(set(args.sizes or powers | {args.num_samples})):
         row: dict = {"n": n, "kl_upper_bound": kl_upper_bound(n)}
         for name, values in measured.items():
             if wins is None:
                 of_prompts, errors = pointwise_curve(scores, values, n), np.zeros(len(scores))
             else:
-                of_prompts, errors = pairwise_curve(wins, values, n, PICKS[args.pick], seed=args.seed)
+                of_prompts, errors = pairwise_curve(wins, values, n, PICKS[args.pick], seed=seed)
             low, high = bootstrap_interval(of_prompts)
             row |= {name: float(np.nanmean(of_prompts)), f"{name}_low": low, f"{name}_high": high}
             row[f"{name}_monte_carlo_error"] = float(np.sqrt(np.nansum(errors**2)) / len(errors))

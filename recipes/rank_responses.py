@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from reward.config import RewardArguments, Run, build_reward, check_measuring, check_reward, reward_help
 from reward.errors import SettingsError
-from reward.ranking import as_row, described, rank
+from reward.ranking import as_question, as_row, described, rank
 from reward.resumable import append_rows, read_done
-from reward.training.data import load_rows, read_groups
+from reward.training.arguments import read_sources
+from reward.training.data import read_groups
 from reward.types import Group, as_prompt
 from rlhf.launch import explicit_flags, parse_args, run_main, start
 
@@ -77,7 +78,7 @@ def main() -> None:
     backend = build_reward(reward_args, run).backend
     by = described(backend)
     out = None if args.output_file is None else Path(args.output_file)
-    done = [] if out is None else read_done(out, by, lambda i, row: i < len(groups) and _answers(row, groups[i]))
+    done = [] if out is None else read_done(out, [as_question(group) for group in groups], by)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -99,11 +100,7 @@ def main() -> None:
 def read(args: RankingArguments) -> list[Group]:
     if args.prompt is not None:
         return [Group(as_prompt(args.prompt), tuple(args.responses), args.reference)]
-    groups = []
-    for source in args.dataset:
-        rows = load_rows(source, args.split)
-        column = Path(source).is_file() and "split" in rows[0]
-        groups += read_groups(rows, source, {"split": args.split} if column else None)
+    groups = read_sources(args.dataset, args.split, read_groups)
     return groups[: args.max_prompts]
 
 
@@ -127,11 +124,6 @@ def check(reward_args: RewardArguments, groups: list[Group]) -> Run:
             "give one, or choose --reward_pairing round_robin"
         )
     return run
-
-
-def _answers(row: dict, group: Group) -> bool:
-    prompt = [{"role": message.role, "content": message.content} for message in group.prompt]
-    return row.get("prompt") == prompt and row.get("responses") == list(group.responses)
 
 
 def show(row: dict) -> None:

@@ -68,11 +68,17 @@ def described(backend: RewardBackend) -> dict[str, Any]:
     return {"reward": backend.name, **fingerprint}
 
 
+def as_question(group: Group) -> dict[str, Any]:
+    """What a row answers."""
+    prompt = [{"role": message.role, "content": message.content} for message in group.prompt]
+    return {"prompt": prompt, "responses": list(group.responses), "reference": group.reference}
+
+
 def as_row(group: Group, ranking: Ranking) -> dict[str, Any]:
-    """The ranking as a row of JSON Lines; NaN is null. README describes its columns."""
+    """The ranking as a row of JSON Lines; NaN is null. The numbers in `order`, `first` and `second` are positions in
+    `responses`, from 0; `second` is null for the reference."""
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in group.prompt],
-        "responses": list(group.responses),
+        **as_question(group),
         "order": list(ranking.order),
         "scores": [_plain(value) for value in ranking.scores],
         "standard_errors": [_plain(value) for value in ranking.standard_errors],

@@ -1,21 +1,21 @@
 """JSON Lines that a long run appends to, and that the next run continues."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reward.errors import DataError
 
 
-def read_done(path: Path, by: Mapping[str, Any], same: Callable[[int, dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """The rows that `path` holds already; none where there is no such file.
+def read_done(path: Path, asked: Sequence[Mapping[str, Any]], by: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that `path` holds already, at most as many as are asked; none where there is no such file.
 
     What a killed run left of a last line, without its line break, is cut off the file.
 
     Args:
+        asked: columns of which row i must have those of `asked[i]`, so that it answers what this run would ask.
         by: what made the rows, in JSON's types; every row carries it as `by`.
-        same: whether row i, told its number from 0, answers what this run would ask there.
 
     Raises:
         DataError: a line that is no row of this kind, rows made by something else, or an answer to another question;
@@ -40,13 +40,13 @@ def read_done(path: Path, by: Mapping[str, Any], same: Callable[[int, dict[str, 
                 f"{where} was made by {name} {row['by'].get(name)!r}, and this run's is {by.get(name)!r}: give another "
                 "file or folder, or remove this one"
             )
-        if not same(number, row):
+        if number < len(asked) and {**row, **asked[number]} != row:
             raise DataError(f"{where} answers another question than this run's: give another file or folder")
         rows.append(row)
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return rows
+    return rows[: len(asked)]
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]], by: Mapping[str, Any]) -> None:

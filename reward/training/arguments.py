@@ -54,16 +54,14 @@ class DataArguments:
         Raises:
             SettingsError: no data set is named. DataError: a row cannot be used.
         """
-        if not self.dataset:
-            raise SettingsError("no --dataset is given: name a .jsonl file or a hub data set")
-        return _sample(_read(self.dataset, self.train_split, read), self.max_train_samples, seed)
+        return _sample(read_sources(self.dataset, self.train_split, read), self.max_train_samples, seed)
 
     def read_eval(self, read: Reader, seed: int) -> list[Record]:
         """The held-out records; none where neither --eval_dataset nor --eval_split is given."""
         if self.eval_dataset is None and self.eval_split is None:
             return []
         sources = self.eval_dataset or self.dataset
-        return _sample(_read(sources, self.eval_split or "test", read), self.max_eval_samples, seed)
+        return _sample(read_sources(sources, self.eval_split or "test", read), self.max_eval_samples, seed)
 
 
 @dataclass
@@ -114,7 +112,14 @@ class JudgeArguments:
         return given
 
 
-def _read(sources: Sequence[str], split: str, read: Reader) -> list[Record]:
+def read_sources(sources: Sequence[str], split: str, read: Reader) -> list[Record]:
+    """The records of files and hub data sets: of `split` where they have one.
+
+    Raises:
+        SettingsError: no data set is named. DataError: a row cannot be used.
+    """
+    if not sources:
+        raise SettingsError("no --dataset is given: name a .jsonl file or a hub data set")
     records = []
     for source in sources:
         rows = load_rows(source, split)

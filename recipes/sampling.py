@@ -1,0 +1,107 @@
+"""Responses of a policy to prompts, kept in a file that the next run continues: for `best_of_n.py` and
+`evaluate_policy.py`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from policy_run import load_tokenizer
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+from trl import ModelConfig
+
+from reward.errors import DataError, SettingsError
+from reward.models import fingerprint
+from reward.resumable import append_rows, read_done
+from reward.types import Group, as_prompt
+from rlhf.prompts import fit_prompts
+
+
+@dataclass
+class SamplingArguments:
+    """How responses are sampled."""
+
+    max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many prompts."})
+    batch_size: int = field(default=16, metadata={"help": "Prompts that are sampled and scored at a time."})
+    max_completion_length: int = field(default=256, metadata={"help": "Longest response in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Of sampling; the KL bound is to this distribution."})
+    seed: int = field(default=0, metadata={"help": "Of sampling, random subsets and the bootstrap."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code that the policy's hub page brings."}
+    )
+
+    def __post_init__(self):
+        for name in ("max_prompts", "batch_size", "max_completion_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingsError(f"--{name} {value}: give 1 or more")
+        if not self.temperature > 0:
+            raise SettingsError(f"--temperature {self.temperature}: samples need one above 0")
+
+
+@torch.no_grad()
+def sample(model_args: ModelConfig, rows: list[dict], count: int, path: Path, args: SamplingArguments) -> list[Group]:
+    """`count` responses of a policy to the prompt of each row; what `path` holds already is not sampled again.
+
+    Raises:
+        SettingsError: no model is named, or it cannot be found. DataError: `path` holds another policy's samples,
+            answers to other prompts, or fewer samples of a prompt.
+    """
+    tokenizer = load_tokenizer(model_args, args.trust_remote_code)
+    rows = fit_prompts(rows, tokenizer, max_prompt_length=2**20, source="the prompts").rows
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = AutoModelForCausalLM.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype or "float32",
+        trust_remote_code=args.trust_remote_code,
+    )
+    settings = {name: getattr(args, name) for name in ("temperature", "max_completion_length", "seed")}
+    by = {"policy": fingerprint(policy, tokenizer, {}), **settings}  # retrained weights under the same name are others
+    policy.to(device)
+    asked = [{"prompt": row["prompt"]} for row in rows]
+    done = read_done(path, asked, by)
+    for number, row in enumerate(done, 1):
+        if len(row["responses"]) < count:
+            raise DataError(
+                f"{path}, row {number} has {len(row['responses'])} samples of its prompt, and this run needs {count}: "
+                "give another --output_dir, or remove the file"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(asked), initial=len(done), desc=f"sampling {path.stem}", unit="prompt") as bar:
+        for start_at in range(len(done), len(asked), args.batch_size):
+            batch = [row["prompt"] for row in asked[start_at : start_at + args.batch_size]]
+            torch.manual_seed(args.seed + start_at)  # a continued run samples what an unbroken one would
+            texts = [
+                prompt
+                if isinstance(prompt, str)
+                else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+                for prompt in batch
+            ]
+            plain = isinstance(batch[0], str)
+            inputs = tokenizer(texts, padding=True, add_special_tokens=plain, return_tensors="pt").to(device)
+            ids = policy.generate(
+                **inputs,
+                do_sample=True,
+                temperature=args.temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=args.max_completion_length,
+                num_return_sequences=count,
+            )
+            texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
+            new = [
+                {"prompt": prompt, "responses": texts[i * count : (i + 1) * count]} for i, prompt in enumerate(batch)
+            ]
+            append_rows(path, new, by)
+            done += new
+            bar.update(len(batch))
+    return [
+        Group(as_prompt(row["prompt"]), tuple(found["responses"][:count]), row.get("reference"), _columns(row))
+        for row, found in zip(rows, done, strict=True)
+    ]
+
+
+def _columns(row: dict) -> tuple:
+    """What rules may need of a row, beside its prompt."""
+    return tuple((name, value) for name, value in row.items() if name not in ("prompt", "reference"))
