@@ -69,7 +69,8 @@ def sample(model_args: ModelConfig, rows: list[dict], count: int, path: Path, ar
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(asked), initial=len(done), desc=f"sampling {path.stem}", unit="prompt") as bar:
-        for start_at in range(len(done), len(asked), args.batch_size):
+        whole_batches = len(done) // args.batch_size * args.batch_size
+        for start_at in range(whole_batches, len(asked), args.batch_size):
             batch = [row["prompt"] for row in asked[start_at : start_at + args.batch_size]]
             torch.manual_seed(args.seed + start_at)  # a continued run samples what an unbroken one would
             texts = [
@@ -93,9 +94,10 @@ def sample(model_args: ModelConfig, rows: list[dict], count: int, path: Path, ar
             new = [
                 {"prompt": prompt, "responses": texts[i * count : (i + 1) * count]} for i, prompt in enumerate(batch)
             ]
+            new = new[len(done) - start_at :]  # of a batch that was cut short, the rest
             append_rows(path, new, by)
             done += new
-            bar.update(len(batch))
+            bar.update(len(new))
     return [
         Group(as_prompt(row["prompt"]), tuple(found["responses"][:count]), row.get("reference"), _columns(row))
         for row, found in zip(rows, done, strict=True)

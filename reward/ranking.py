@@ -104,8 +104,12 @@ def _of_games(backend: PairwiseReward, tournament: Tournament) -> Ranking:
     estimate = AGGREGATIONS[backend.aggregation](len(players), results)
     scores = scale(estimate.probability, backend.scale)[positions]
     errors = score_errors(backend.aggregation, backend.scale, len(players), results, estimate)[positions]
-    numbers = {player: number for number, player in reversed([*enumerate(positions)])}  # of equal texts the first
-    games = tuple(Game(numbers.get(i, 0), numbers.get(j), judgment) for (i, j, _), judgment in played)
+    texts = tournament.group.responses
+    numbers: list[int | None] = [*range(tournament.size)]
+    if backend.pairing.order_dependent:  # players are distinct texts: each stands for the first that is equal
+        numbers = [texts.index(text) for text in players[: tournament.size]]
+    numbers += [None] * (len(players) - tournament.size)  # the reference
+    games = tuple(Game(numbers[i], numbers[j], judgment) for (i, j, _), judgment in played)
     reasons = []
     for player, score in zip(positions, scores, strict=True):
         silent = [each.reason for (i, j, _), each in played if player in (i, j) and not each.has_verdict]

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -46,6 +49,7 @@ def test_samples_are_picked_and_the_curve_is_exact(toys, tmp_path):
     assert lines(tmp_path / "sft.jsonl")[0]["completion"] == [{"role": "assistant", "content": "x"}]
     rows = list(csv.DictReader((tmp_path / "curve.csv").open()))
     assert [int(row["n"]) for row in rows] == [1, 2, 4]
+    assert list(rows[0])[:5] == ["n", "kl_upper_bound", "proxy", "proxy_low", "proxy_high"]
     # One character is 0; two and more are -1. The shortest is in half of the pairs and in the whole.
     assert [float(row["proxy"]) for row in rows] == pytest.approx([-0.75, -0.5, 0.0])
     assert [float(row["win_rate"]) for row in rows] == pytest.approx([0.5, (0.875 + 0.375) / 2, 0.875])
@@ -53,16 +57,37 @@ def test_samples_are_picked_and_the_curve_is_exact(toys, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["unscored"] == 0
 
 
+def judgments(folder):
+    """How many the output folder keeps, and no more were asked: what is stored twice replaces itself."""
+    with closing(sqlite3.connect(folder / "judgments" / "judgments-0.sqlite")) as store:
+        return store.execute("SELECT count(*) FROM judgments").fetchone()[0]
+
+
+def test_samples_of_another_policy_or_temperature_are_refused(toys, tmp_path):
+    flags = ["--dataset", toys / "prompts.jsonl", "--num_samples", 2, "--max_completion_length", 4]
+    flags += ["--output_dir", tmp_path, "--max_prompts", 2, *BREVITY]
+    run("--model_name_or_path", toys / "policy", *flags)
+    shutil.copytree(toys / "policy", tmp_path / "retrained")
+    save_toy_model(tmp_path / "retrained", chat=True, seed=5)
+    output = run("--model_name_or_path", tmp_path / "retrained", *flags, status=2)
+    assert "row 1 was made by policy" in output
+    output = run("--model_name_or_path", toys / "policy", *flags, "--num_samples", 3, status=2)
+    assert "row 1 has 2 samples of its prompt, and this run needs 3" in output
+
+
 @pytest.mark.parametrize("pick", ["linear", "bradley_terry"])
 def test_sampling_continues_where_it_stopped_and_a_judge_picks(toys, tmp_path, pick):
     flags = ["--model_name_or_path", toys / "policy", "--dataset", toys / "prompts.jsonl", "--num_samples", 3]
     flags += ["--reward_model", toys / "judge", "--max_completion_length", 6, "--output_dir", tmp_path]
-    flags += ["--batch_size", 2, "--pick", pick, "--reward_cache", tmp_path / "cache"]
+    flags += ["--batch_size", 2, "--pick", pick]
     run(*flags, "--max_prompts", 6)
     whole = (tmp_path / "samples.jsonl").read_text()
-    (tmp_path / "samples.jsonl").write_text("".join(whole.splitlines(keepends=True)[:4]))  # the last batch is lost
+    kept = "".join(whole.splitlines(keepends=True)[:3])
+    (tmp_path / "samples.jsonl").write_text(whole[: len(kept) + 50])  # killed within a batch
+    before = judgments(tmp_path)
     run(*flags, "--max_prompts", 6)
     assert (tmp_path / "samples.jsonl").read_text() == whole, "sampled again as before"
+    assert judgments(tmp_path) == before > 6, "judged once, scores and picks together"
     picks = lines(tmp_path / "picks.jsonl")
     assert len(picks) == 6
     for row, pick_ in zip(lines(tmp_path / "samples.jsonl"), picks, strict=True):
@@ -76,6 +101,9 @@ def test_sampling_continues_where_it_stopped_and_a_judge_picks(toys, tmp_path, p
     ("words", "message"),
     [
         (["--num_samples", 9], "row 1: it needs `prompt` and --num_samples 9 `responses`, and has 4"),
+        (["--num_samples", 4, "--sizes", 1, 8], "--sizes 8 with --num_samples 4: the best of n needs n samples"),
+        (["--num_samples", 0], "--num_samples 0: give 1 or more"),
+        (["--num_samples", 4, "--temperature", 0], "--temperature 0.0: samples need one above 0"),
         (["--num_samples", 4, "--pick", "best"], "--pick best: choose one of argmax, linear"),
         (["--num_samples", 4, "--pick", "knockout"], "'LengthPenalty' scores responses one by one"),
     ],

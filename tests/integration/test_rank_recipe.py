@@ -1,0 +1,176 @@
+"""`recipes/rank_responses.py` with a toy judge and with a rule: files, the command line, continued runs, bad input."""
+
+import gzip
+import importlib
+import json
+import sys
+
+import pytest
+
+from reward.backends import PairwiseReward
+from reward.encoding import JudgeConfig
+from reward.errors import GramError
+from reward.judges.gram import GramJudge
+from reward.judges.wrappers import BothOrders
+from reward.pairing import RoundRobin
+from reward.types import Group, as_prompt
+from tests.conftest import REPOSITORY
+from tests.gram_toys import TOPICS, save_toy_model, write_rows
+
+SHORT = ["--reward", "rule", "--reward_rule", "reward.rules:LengthPenalty"]
+SHORT += ["--reward_rule_arguments", '{"limit": 1, "unit": "characters"}']
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toys")
+    save_toy_model(folder / "judge", seed=1)
+    JudgeConfig(prompt="compact").save(folder / "judge")
+    rows = [
+        {
+            "prompt": f"Tell me about {topic}",
+            "responses": [f"kind {i} {topic}" for i in range(1 + i % 4)],
+            "solution": i,
+        }
+        for i, topic in enumerate(TOPICS)
+    ]
+    write_rows(folder / "groups.jsonl", rows)
+    with gzip.open(folder / "referenced.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({**row, "reference": "the answer", "split": "train"}) + "\n" for row in rows)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["rank_responses.py", *map(str, words)])
+        importlib.import_module("rank_responses").main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_groups_of_many_sizes_are_ranked_as_the_library_does(toys, tmp_path, run):
+    run("--dataset", toys / "groups.jsonl", "--reward_model", toys / "judge", "--output_file", tmp_path / "out.jsonl")
+    rows = lines(tmp_path / "out.jsonl")
+    backend = PairwiseReward(BothOrders(GramJudge.from_pretrained(str(toys / "judge"))), RoundRobin())
+    assert [len(row["order"]) for row in rows] == [1, 2, 3, 4, 1, 2, 3, 4]
+    for row, asked in zip(rows, lines(toys / "groups.jsonl"), strict=True):
+        assert row["prompt"] == [{"role": "user", "content": asked["prompt"]}]
+        (score,) = backend.score([Group(as_prompt(asked["prompt"]), tuple(asked["responses"]))])
+        size = len(asked["responses"])
+        if size == 1:
+            assert row["scores"] == [None]
+            assert "meets nobody" in row["reasons"][0]
+            continue
+        assert row["scores"] == pytest.approx(score.scores, abs=1e-5)
+        assert row["order"] == sorted(range(size), key=lambda i: -row["scores"][i])
+        assert len(row["judgments"]) == size * (size - 1) / 2
+        game = row["judgments"][0]
+        assert game["prob_first"] == pytest.approx(sum(game["readings"]) / 2)
+        assert all((error is None) == (size == 2) for error in row["standard_errors"])
+    assert rows[0]["by"]["pairing"] == "RoundRobin()"
+
+
+def test_a_run_continues_and_judges_nothing_twice(toys, tmp_path, run, monkeypatch):
+    flags = ["--dataset", toys / "groups.jsonl", "--reward_model", toys / "judge", "--output_file", tmp_path / "out"]
+    flags += ["--batch_size", 2]
+    run(*flags)
+    whole = (tmp_path / "out").read_bytes()
+    kept = b"".join(whole.splitlines(keepends=True)[:5])
+    (tmp_path / "out").write_bytes(kept + whole[len(kept) : len(kept) + 40])  # killed within the sixth row
+    asked = []
+    compare = GramJudge.compare
+    monkeypatch.setattr(GramJudge, "compare", lambda self, pairs: asked.extend(pairs) or compare(self, pairs))
+    assert "8 rankings, 5 of them from an earlier run" in run(*flags)
+    assert (tmp_path / "out").read_bytes().startswith(kept)
+    for row, before in zip(lines(tmp_path / "out"), map(json.loads, whole.splitlines()), strict=True):
+        assert row["order"] == before["order"]
+        if None not in before["scores"]:
+            assert row["scores"] == pytest.approx(before["scores"], abs=1e-5)
+    assert {pair.prompt for pair in asked} == {as_prompt(f"Tell me about {topic}") for topic in TOPICS[5:]}
+    with pytest.raises(GramError, match=r"row 1 was made by pairing 'RoundRobin\(\)', and this run's is 'Swiss"):
+        run(*flags, "--reward_pairing", "swiss")
+    with pytest.raises(GramError, match="row 1 was made by scale 'probability', and this run's is 'logit'"):
+        run(*flags, "--reward_scale", "logit")
+    save_toy_model(tmp_path / "other", seed=2)
+    JudgeConfig(prompt="compact").save(tmp_path / "other")
+    with pytest.raises(GramError, match="row 1 was made by fingerprint"):
+        run(*flags, "--reward_model", tmp_path / "other")
+    write_rows(tmp_path / "changed.jsonl", lines(toys / "groups.jsonl")[1:])
+    with pytest.raises(GramError, match="row 1 answers another question"):
+        run(*flags, "--dataset", tmp_path / "changed.jsonl")
+
+
+def test_a_reference_comes_from_the_data(toys, tmp_path, run):
+    flags = ["--dataset", toys / "referenced.jsonl.gz", "--reward_model", toys / "judge", "--max_prompts", 3]
+    run(*flags, "--reward_pairing", "reference", "--output_file", tmp_path / "out")
+    rows = lines(tmp_path / "out")
+    assert [len(row["judgments"]) for row in rows] == [1, 2, 3]
+    assert all(game["second"] is None for row in rows for game in row["judgments"])
+    assert rows[2]["reference"] == "the answer"
+
+
+def test_one_prompt_on_the_command_line(toys, tmp_path, run):
+    told = run("--prompt", "Say x", "--responses", "xxx", "x", "xx", *SHORT)
+    assert [line.split()[-1] for line in told.splitlines()] == ["'x'", "'xxx'", "'xx'"]
+    flags = ["--prompt", "Say x", "--responses", "kind", "kind", "vague rain", "--reward_model", toys / "judge"]
+    told = run(*flags, "--reward_aggregation", "bradley_terry", "--output_file", tmp_path / "one.jsonl")
+    assert told.count("±") == 3
+    assert run(*flags, "--reward_aggregation", "bradley_terry", "--output_file", tmp_path / "one.jsonl").count("±") == 3
+    assert len(lines(tmp_path / "one.jsonl")) == 1
+
+
+def test_columns_reach_a_rule(toys, tmp_path, run):
+    with pytest.raises(GramError, match="needs"):
+        run(
+            *("--dataset", toys / "groups.jsonl", "--reward", "rule"),
+            *("--reward_rule", "tests.integration.test_rank_recipe:needs_answer", "--output_file", tmp_path / "o"),
+        )
+
+
+def needs_answer(completions, answer, **_):
+    return [0.0 for _ in completions]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "BAD", *SHORT], "row 2: response 2 is 7, not a text"),
+        (["--dataset", "EMPTY", *SHORT], "row 1: responses is [], not a list of one text or more"),
+        (["--prompt", "Why?", *SHORT], "--prompt and --responses go together"),
+        (["--prompt", "Why?", "--responses", "a", "--dataset", "GROUPS", *SHORT], "rank one or the other"),
+        (["--dataset", "GROUPS", "--reference", "a", *SHORT], "--reference belongs to --prompt"),
+        (["--dataset", "GROUPS", "--output_file", "out.jsonl.gz", *SHORT], "leave .gz out"),
+        (["--dataset", "GROUPS", "--batch_size", "0", *SHORT], "--batch_size 0: give 1 or more"),
+        (["--dataset", "GROUPS", "--reward_model", "JUDGE", "--reward_placement", "zero3"], "is one process"),
+        (
+            ["--dataset", "GROUPS", "--reward_model", "JUDGE", "--reward_pairing", "reference"],
+            "row 1 (8 of 8 rows) has no `reference`",
+        ),
+        (
+            [*["--dataset", "GROUPS", "--reward_model", "JUDGE", "--reward_pairing", "reference", "--reward_reference", "greedy"]],
+            "measures against the greedy response of a policy",
+        ),
+        (["--prompt", "Why?", "--responses", "a", "--reward_model", "JUDGE"], "there is 1 of them"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(toys, tmp_path, run, words, message):
+    bad = [{"prompt": "a", "responses": ["b"]}, {"prompt": "a", "responses": ["b", 7]}]
+    names = {
+        "BAD": write_rows(tmp_path / "bad.jsonl", bad),
+        "EMPTY": write_rows(tmp_path / "empty.jsonl", [{"prompt": "a", "responses": []}]),
+        "GROUPS": toys / "groups.jsonl",
+        "JUDGE": toys / "judge",
+    }
+    given = [] if "--output_file" in words else ["--output_file", tmp_path / "out.jsonl"]
+    with pytest.raises(GramError) as refusal:
+        run(*(names.get(word, word) for word in words), *given)
+    assert message in str(refusal.value)
+    assert not (tmp_path / "out.jsonl").exists()
