@@ -1,5 +1,6 @@
 """Every command and every snippet of README.md runs: with toy models in place of the named ones, and few steps."""
 
+import ast
 import json
 import os
 import re
@@ -19,6 +20,14 @@ IN_SMALL_WORLD = {  # run by test_quickstart.py, where there is a small world
     "deepspeed recipes/ppo_gram.py",
     "deepspeed --num_gpus 2 recipes/grpo_gram.py",
     "python recipes/best_of_n.py",
+    "python recipes/rank_responses.py",
+    "python recipes/evaluate_policy.py",
+}
+FEW = ["--num_samples", "2", "--max_prompts", "2", "--max_completion_length", "8"]
+MEASURING = {  # what makes a run small, and what it leaves
+    "recipes/best_of_n.py": (FEW, "out/picks.jsonl"),
+    "recipes/rank_responses.py": ([], "out.jsonl"),
+    "recipes/evaluate_policy.py": ([*FEW, "--best_of", "2"], "out/report.md"),
 }
 SERVER = "python recipes/serve_reward.py --reward_model runs/judge --port 8000"  # test_serve_reward.py
 BY_MAKE = {"make quickstart", "make test"}  # test_quickstart.py runs what the first does; the second runs this
@@ -45,12 +54,14 @@ def toys(tmp_path_factory):
     write_rows(folder / "preferences.jsonl", labelled)
     unlabeled = [{"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]]} for row in rows]
     write_rows(folder / "unlabeled.jsonl", unlabeled)
+    write_rows(folder / "candidates.jsonl", unlabeled)
+    write_rows(folder / "held_out.jsonl", [{"prompt": row["prompt"]} for row in rows])
     return folder
 
 
 def test_the_readme_names_its_commands():
     assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD | {SERVER}
-    assert len(RUNNABLE) == 7
+    assert len(RUNNABLE) == 10
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
@@ -58,6 +69,8 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     words = shlex.split(command)
     here = {
         "--model_name_or_path": toys / "model",
+        "--initial_policy": toys / "model",
+        "--output_file": tmp_path / "out.jsonl",
         "--reward_model": toys / "judge",
         "--output_dir": tmp_path / "out",
         "--dataset": None,
@@ -70,11 +83,12 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         if flag in words:
             at = words.index(flag) + 1
             words[at] = str(value or toys / words[at])
-    if words[0] == "python":  # best_of_n.py
-        words += ["--num_samples", "2", "--max_prompts", "2", "--max_completion_length", "8"]
-        run = [sys.executable, *(str(word) for word in words[1:])]
+    if words[0] == "python":
+        small, made = MEASURING[words[1]]
+        run = [sys.executable, *(str(word) for word in words[1:]), *small]
         done = subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
-        assert (tmp_path / "out" / "picks.jsonl").exists(), done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (tmp_path / made).exists() if "--prompt" not in words else done.stdout.count("±") == 3
         return
     small = {"--max_steps": 1, "--per_device_train_batch_size": 4, "--gradient_checkpointing": "false"}
     if "grpo_gram" in command:
@@ -89,10 +103,16 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     assert (tmp_path / "out" / "config.json").exists(), done.stdout[-2000:]
 
 
-def test_the_snippet_of_the_readme_runs(toys):
-    (code,) = (snippet for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "runs/judge" in snippet)
+@pytest.mark.parametrize("holds", ["judge.compare(", "rank(reward"])
+def test_a_snippet_with_a_judge_runs(toys, holds):
+    (code,) = (snippet for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if holds in snippet)
     code = code.replace('"runs/judge"', repr(str(toys / "judge")))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    if holds == "rank(reward":
+        order, scores, errors = ast.literal_eval(done.stdout.strip().replace(") (", "), ("))
+        assert scores[order[0]] >= scores[order[1]] >= scores[order[2]], done.stderr
+        assert all(0 < error < 1 for error in errors)
+        return
     assert 0 < float(done.stdout) < 1, done.stderr
 
 

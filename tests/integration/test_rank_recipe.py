@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.gram_toys import TOPICS, save_toy_model, write_rows
 
 SHORT = ["--reward", "rule", "--reward_rule", "reward.rules:LengthPenalty"]
+REFERENCE = ["--reward_pairing", "reference", "--reward_reference"]
 SHORT += ["--reward_rule_arguments", '{"limit": 1, "unit": "characters"}']
 
 
@@ -155,7 +156,7 @@ def needs_answer(completions, answer, **_):
             "row 1 (8 of 8 rows) has no `reference`",
         ),
         (
-            [*["--dataset", "GROUPS", "--reward_model", "JUDGE", "--reward_pairing", "reference", "--reward_reference", "greedy"]],
+            ["--dataset", "GROUPS", "--reward_model", "JUDGE", *REFERENCE, "greedy"],
             "measures against the greedy response of a policy",
         ),
         (["--prompt", "Why?", "--responses", "a", "--reward_model", "JUDGE"], "there is 1 of them"),
