@@ -242,14 +242,13 @@ def draw(rows: list[dict], names: list[str], path: Path, args: BestOfNArguments)
             axis.fill_between(
                 kl, [row[f"{name}_low"] for row in rows], [row[f"{name}_high"] for row in rows], alpha=0.2
             )
-        axis.set_xlabel("upper bound on the KL to the sampling policy (nats): log n - (n - 1) / n")
+        axis.set_xlabel("KL to the sampling policy, upper bound\nlog n - (n - 1) / n, nats")
         axis.grid(alpha=0.3)
-        axis.margins(x=0.12)  # room for the last label
+        axis.margins(x=0.12, y=0.1)  # room for the first and the last label
         axis.legend(loc="lower right")
         for row in rows:
-            axis.annotate(
-                f"n = {row['n']}", (row["kl_upper_bound"], row[of_axis[0]]), (3, 6), textcoords="offset points"
-            )
+            at = (row["kl_upper_bound"], row[of_axis[0]])
+            axis.annotate(f"n = {row['n']}", at, (-5, 5), textcoords="offset points", ha="right")  # the curve is below
     axes[0].set(ylabel="reward of the pick", title=f"best of n by {args.pick}, 95 % over prompts")
     axes[1].set(
         ylabel=f"P(beats one sample), by {'gold' if 'gold' in names else 'proxy'}", title="win rate against n = 1"
