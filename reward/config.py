@@ -99,10 +99,13 @@ def check_measuring(arguments: RewardArguments) -> None:
     """Refuses flags that only a training loop can honour; for recipes that score, rank or compare in one process.
 
     Raises:
-        SettingsError: a judge sharded over ranks, or a sum normalised by moments that nobody would learn.
+        SettingsError: a judge sharded over ranks, or scores clipped, or normalised by moments that nobody would learn.
     """
     if arguments.reward_placement == "zero3":
         raise SettingsError("--reward_placement zero3: an evaluation is one process; leave it out")
+    if arguments.reward_normalise or arguments.reward_clip is not None:
+        flag = "normalise" if arguments.reward_normalise else "clip"
+        raise SettingsError(f"--reward_{flag} shapes what a training loop learns from, not an evaluation: leave it out")
     if _normalises(arguments.reward):
         raise SettingsError(
             f"--reward {arguments.reward} normalises its members by moments that a training loop learns: leave "

@@ -152,6 +152,11 @@ def needs_answer(completions, answer, **_):
         (["--dataset", "GROUPS", "--batch_size", "0", *SHORT], "--batch_size 0: give 1 or more"),
         (["--dataset", "GROUPS", "--reward_model", "JUDGE", "--reward_placement", "zero3"], "is one process"),
         (
+            ["--dataset", "GROUPS", "--reward_clip", "1", *SHORT],
+            "--reward_clip shapes what a training loop learns from",
+        ),
+        (["--dataset", "GROUPS", "--reward_normalise", "true", *SHORT], "--reward_normalise shapes what a training"),
+        (
             ["--dataset", "GROUPS", "--reward_model", "JUDGE", "--reward_pairing", "reference"],
             "row 1 (8 of 8 rows) has no `reference`",
         ),
