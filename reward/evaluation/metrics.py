@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reward.metrics import Interval
+
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 _SURE = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
 
@@ -23,14 +25,6 @@ class Bin(NamedTuple):
     count: int
     confidence: float
     accuracy: float
-
-
-class Interval(NamedTuple):
-    """A value with its two-sided 95 % bootstrap percentiles."""
-
-    value: float
-    low: float
-    high: float
 
 
 # --- per pair ---------------------------------------------------------------------------------------------------------
@@ -192,11 +186,6 @@ def bootstrap(
         name: Interval(float(value), *_percentiles([each[name] for each in drawn]))
         for name, value in statistics(np.arange(len(items))).items()
     }
-
-
-def mean_interval(values: np.ndarray, items: Sequence[Hashable], seed: int = 0, resamples: int = 1_000) -> Interval:
-    """The mean of `values` (N,) with its interval, items resampled. For two judges, of the difference: paired."""
-    return bootstrap(lambda index: {"": values[index].mean()}, items, seed=seed, resamples=resamples)[""]
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

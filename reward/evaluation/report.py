@@ -12,6 +12,7 @@ from reward.errors import SettingsError
 from reward.evaluation import metrics
 from reward.evaluation.official import OFFICIAL
 from reward.evaluation.records import Judged
+from reward.metrics import Interval, mean_interval
 
 RAW = {
     "accuracy": "mean probability above 0.5; ties and missing verdicts are wrong",
@@ -32,7 +33,7 @@ def evaluate(table: Judged, benchmark: str, seed: int = 0, resamples: int = 1_00
     items = np.array(table.items)
 
     def part(mask: np.ndarray) -> list[Any]:
-        return [int(mask.sum()), metrics.mean_interval(correct[mask], items[mask].tolist(), seed, resamples)]
+        return [int(mask.sum()), mean_interval(correct[mask], items[mask].tolist(), seed=seed, resamples=resamples)]
 
     spread = metrics.bootstrap(lambda index: _raw(p[index], mass[index]), table.items, None, seed, resamples)
     official = {}
@@ -94,7 +95,7 @@ def _calibration(probability: np.ndarray, items: Sequence[str], seed: int, resam
     }
 
 
-def compare(results: Mapping[str, Mapping[str, Any]], resamples: int = 1_000) -> dict[str, metrics.Interval]:
+def compare(results: Mapping[str, Mapping[str, Any]], resamples: int = 1_000) -> dict[str, Interval]:
     """Accuracy of every judge minus that of the first, on the same pairs, by the paired bootstrap.
 
     Raises:
@@ -111,7 +112,7 @@ def compare(results: Mapping[str, Mapping[str, Any]], resamples: int = 1_000) ->
                 f"{len(reference.keys() - ours.keys())} in the first alone: judge the same pairs with both"
             )
         paired = np.array([ours[id_] - reference[id_] for id_ in reference])
-        differences[name] = metrics.mean_interval(paired, base["right"]["item"], base["seed"], resamples)
+        differences[name] = mean_interval(paired, base["right"]["item"], seed=base["seed"], resamples=resamples)
     return differences
 
 

@@ -22,7 +22,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from reward.encoding import JudgeEncoder
 from reward.errors import DataError, SettingsError, require_finite_loss
 from reward.judges.label_logits import label_logits, left_pad
-from reward.training.held_out import accuracy_interval, held_out_metrics, probability_of_chosen, right
+from reward.training.held_out import means_with_intervals, of_pairs
 from reward.training.losses import label_loss
 from reward.types import Pair, Preference
 
@@ -305,12 +305,9 @@ class FinetuneTrainer(Trainer):
 
     def _metrics_of(self, prediction: EvalPrediction) -> dict[str, float]:
         read = prediction.predictions  # (2N, 3)
-        metrics = held_out_metrics(read[:, :2], read[:, 2], self.args.label_smoothing)
-        low, high = accuracy_interval(
-            right(probability_of_chosen(read[:, :2])), [pair.prompt for pair in self.eval_pairs], self.args.seed
-        )
-        truncated = sum(pair.truncated for pair in self.eval_pairs) / len(self.eval_pairs)
-        return metrics | {"accuracy_ci_low": low, "accuracy_ci_high": high, "truncated": truncated}
+        values = of_pairs(read[:, :2], read[:, 2], self.args.label_smoothing)
+        values["truncated"] = np.array([pair.truncated for pair in self.eval_pairs], dtype=np.float64)
+        return means_with_intervals(values, [pair.prompt for pair in self.eval_pairs], self.args.seed)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 

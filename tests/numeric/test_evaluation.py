@@ -11,6 +11,7 @@ from reward.errors import DataError, SettingsError
 from reward.evaluation import metrics, official
 from reward.evaluation.benchmarks import read_benchmark, read_llmbar_results
 from reward.evaluation.records import Record, judged, read_records, write_records
+from reward.metrics import mean_interval
 from reward.types import Message
 from tests.conftest import SHARED, requires_shared
 from tests.gram_toys import write_rows
@@ -229,14 +230,11 @@ def test_accuracy_by_length():
 # --- bootstrap --------------------------------------------------------------------------------------------------------
 
 
-def test_intervals_have_the_width_of_the_binomial():
+def test_the_bootstrap_of_a_mean_is_that_of_any_statistic():
     correct = np.repeat([1.0, 0.0], [300, 100])
-    value, low, high = metrics.mean_interval(correct, range(400))
-    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
-    assert value == 0.75
-    np.testing.assert_allclose([low, high], [0.75 - half, 0.75 + half], atol=0.006)
-    assert metrics.mean_interval(correct, range(400)) == (value, low, high)
-    assert metrics.mean_interval(correct, range(400), seed=1) != (value, low, high)
+    items = np.arange(400) // 3
+    found = metrics.bootstrap(lambda index: {"mean": correct[index].mean()}, items.tolist(), seed=5)["mean"]
+    np.testing.assert_allclose(found, mean_interval(correct, items.tolist(), seed=5), atol=1e-12)
 
 
 def test_items_are_drawn_whole_and_strata_keep_their_size():
@@ -257,8 +255,8 @@ def test_items_are_drawn_whole_and_strata_keep_their_size():
 
 def test_nine_pairs_of_an_item_count_as_one():
     correct = np.repeat([1.0, 0.0], [90, 90])
-    apart = metrics.mean_interval(correct, range(180))
-    together = metrics.mean_interval(correct, np.arange(180) // 9)
+    apart = mean_interval(correct, range(180))
+    together = mean_interval(correct, np.arange(180) // 9)
     np.testing.assert_allclose((together.high - together.low) / (apart.high - apart.low), 3, atol=0.4)
 
 
@@ -266,7 +264,7 @@ def test_the_paired_difference_is_narrow_where_judges_agree():
     ours = np.tile([1.0, 0.0], 200)
     theirs = ours.copy()
     theirs[:20] = 0.0
-    value, low, high = metrics.mean_interval(ours - theirs, range(400))
+    value, low, high = mean_interval(ours - theirs, range(400))
     close(value, 10 / 400)
     half = 1.96 * math.sqrt(0.025 * 0.975 / 400)
     np.testing.assert_allclose([low, high], [0.025 - half, 0.025 + half], atol=0.004)
