@@ -30,11 +30,12 @@ def of_pairs(label_logits: np.ndarray, log_normaliser: np.ndarray, epsilon: floa
     response; a reading at exactly 0.5 prefers none. first_position: how often the response read first wins, a tie
     counting half; 0.5 without position bias. label_mass: P(A) + P(B) over the vocabulary. loss: L_ε.
     """
+    label_logits = label_logits.astype(np.float64)
     chosen = probability_of_chosen(label_logits)  # (N, 2)
-    margin = (label_logits[:, 0] - label_logits[:, 1]).astype(np.float64).reshape(-1, 2) * np.array([1.0, -1.0])
+    margin = (label_logits[:, 0] - label_logits[:, 1]).reshape(-1, 2) * np.array([1.0, -1.0])
     preferred = np.sign(chosen - 0.5)  # (N, 2): 1 the chosen response, -1 the rejected one, 0 a tie
     first_wins = (1.0 + preferred * np.array([1.0, -1.0])) / 2.0
-    log_mass = (np.logaddexp(label_logits[:, 0], label_logits[:, 1]) - log_normaliser).astype(np.float64)  # (2N,)
+    log_mass = np.logaddexp(label_logits[:, 0], label_logits[:, 1]) - log_normaliser  # (2N,)
     return {
         "loss": (np.logaddexp(0.0, -margin) + epsilon * margin).mean(axis=1),
         "accuracy": (chosen.mean(axis=1) > 0.5).astype(np.float64),
