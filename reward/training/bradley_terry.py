@@ -4,7 +4,7 @@ The loss is `training.losses.bradley_terry_loss`. Legend: N pairs, B pairs in a 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -197,6 +197,7 @@ class BradleyTerryTrainer(RewardTrainer):
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole window
+    write_card: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -275,3 +276,10 @@ class BradleyTerryTrainer(RewardTrainer):
         }
         prompts = [pair.prompt for pair in self.eval_pairs]
         return means_with_intervals({name: value.numpy() for name, value in values.items()}, prompts, self.args.seed)
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""
+        if self.write_card is not None:
+            self.write_card()

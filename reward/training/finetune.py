@@ -9,7 +9,7 @@ Legend: N pairs, B readings in a batch (a pair read in one order), T tokens.
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -214,6 +214,7 @@ class FinetuneTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole window
+    write_card: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -316,3 +317,8 @@ class FinetuneTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self.judge_config.save(output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""
+        if self.write_card is not None:
+            self.write_card()

@@ -13,6 +13,7 @@ import pytest
 from reward.encoding import JudgeConfig
 from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
+from tests.model_cards import check_card
 
 README = (REPOSITORY / "README.md").read_text()
 IN_SMALL_WORLD = {  # run by test_quickstart.py, where there is a small world
@@ -87,6 +88,9 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     words += [str(word) for item in small.items() for word in item]
     done = run_deepspeed(words[1:], num_ranks=1)
     assert (tmp_path / "out" / "config.json").exists(), done.stdout[-2000:]
+    _, facts, held_out = check_card(tmp_path / "out")
+    assert {"label smoothing", "order policy"} <= {name.removeprefix("judge's ") for name in facts}
+    assert bool(held_out) == ("--eval_split" in words)
 
 
 def test_the_snippet_of_the_readme_runs(toys):
