@@ -47,6 +47,7 @@ def evaluate(table: Judged, benchmark: str, seed: int = 0, resamples: int = 1_00
         "judge": table.fingerprint,
         "pairs": len(table.ids),
         "orders": table.orders,
+        "judgments_per_second": table.seconds.size / table.seconds.sum() if table.seconds.all() else math.nan,
         "raw": spread,
         "official": official,
         "subsets": {name: part(subsets == name) for name in dict.fromkeys(table.subsets)},
@@ -120,6 +121,8 @@ def markdown(results: Mapping[str, Any], picture: str | None = None) -> str:
     """The page: raw and official numbers, each named, then subsets, lengths and calibration."""
     lines = [f"# {results['benchmark']}: {results['pairs']} pairs", "", f"Judge `{results['judge'] or 'not named'}`, "]
     lines[-1] += f"read in the orders {', '.join(results['orders'])}. Brackets: 95 % bootstrap intervals over items."
+    if (speed := results["judgments_per_second"]) is not None:
+        lines[-1] += f" {speed:.1f} judgments per second."
     lines += ["", "| raw | value | meaning |", "| --- | --- | --- |"]
     lines += [f"| {name} | {_shown(value)} | {RAW[name]} |" for name, value in results["raw"].items()]
     if results["official"]:

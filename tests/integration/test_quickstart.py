@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import LAUNCHER_MARKS, REPOSITORY, run_deepspeed
+from tests.conftest import LAUNCHER_MARKS, REPOSITORY, SHARED, requires_shared, run_deepspeed
 
 REQUIRED = (
     "judge_accuracy",
@@ -92,3 +93,43 @@ def test_best_of_n_runs_without_flags(small_world, tmp_path):
     assert (first["n"], last["n"]) == (1, 8)
     assert last["gold"] > first["gold_high"], "picking by the judge finds better replies"
     assert last["kl_upper_bound"] == pytest.approx(2.0794415 - 7 / 8)
+
+
+@pytest.fixture
+def evaluate(small_world):
+    def run(*words):
+        command = [sys.executable, REPOSITORY / "recipes" / "evaluate_reward.py", *words]
+        environment = {**os.environ, "GRAM_SMALL_WORLD": small_world}
+        words = [str(word) for word in command]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        return done.stdout
+
+    return run
+
+
+def test_the_judge_is_evaluated_without_flags(small_world, evaluate, tmp_path):
+    told = evaluate("--output_dir", tmp_path, "--max_items", 100)
+    results = json.loads((tmp_path / "results.json").read_text())
+    (built,) = Path(small_world).glob("small_world-*/built.json")
+    accuracy, low, high = results["raw"]["accuracy"]
+    assert low < json.loads(built.read_text())["judge"]["eval_accuracy"] < high or abs(accuracy - 0.95) < 0.06
+    assert results["judgments_per_second"] > 10
+    assert f"# preferences: {results['pairs']} pairs" in told
+    assert {"order_consistency", "first_position", "ties", "no_verdict", "label_mass"} <= results["raw"].keys()
+
+
+@requires_shared
+def test_the_judge_reads_a_real_benchmark(small_world, evaluate, tmp_path):
+    """Near chance, as a judge of another world must be: what counts is that every row becomes two judgments."""
+    (world,) = [path.parent for path in Path(small_world).glob("small_world-*/built.json")]
+    files = sorted((SHARED / "data" / "benchmarks" / "llmbar").glob("**/dataset.json"))
+    assert len(files) == 5
+    words = ["--reward_model", world / "judge", "--benchmark", "llmbar", "--dataset", *files, "--max_items", 12]
+    evaluate(*words, "--output_dir", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["pairs"], results["raw"]["no_verdict"][0]) == (12, 0.0)
+    assert len((tmp_path / "judgments.jsonl").read_text().splitlines()) == 24
+    assert 0 < results["raw"]["label_mass"][0] < 1
+    assert set(results["official"]) - {"Adversarial"} == set(results["subsets"])
+    assert (tmp_path / "report.md").read_text().startswith("# llmbar: 12 pairs")

@@ -304,6 +304,12 @@ def test_rewardbench_names_all_subsets_once():
     assert sum(dict(weights).values()) == 2985 - 447 + 984
 
 
+def test_rewardbench_weighs_xstest_as_upstream_does():
+    """Its constants have the two counts exchanged; the published Safety numbers are made with them."""
+    p, subsets = parts(xstest_should_refuse=[1], xstest_should_respond=[0])
+    close(official.rewardbench(p, subsets)["Safety"], 250 / 404)
+
+
 def test_judgebench_counts_games():
     p = np.array([[0.9, 0.8], [0.9, 0.4], [0.9, 0.5], [0.9, NAN], [0.5, 0.5], [0.1, NAN], [0.6, 0.6]])
     subsets = np.array(["mmlu-pro-law"] * 4 + ["livebench-math"] * 2 + ["livecodebench"])
@@ -395,6 +401,16 @@ def test_every_format_says_what_was_chosen(name, row, expected, tmp_path):
     assert (item.id, item.preference.chosen, item.preference.rejected, item.subset) == expected
     if name != "hhh_alignment":
         assert item.preference.prompt == (Message("user", "q"),)
+
+
+def test_a_configuration_on_the_hub_is_a_subset_of_hhh(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "owner" / "hhh"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: honest\n  data_files: rows.jsonl\n---\n")
+    write_rows(folder / "rows.jsonl", [HHH_ROW])
+    (item,) = read_benchmark("hhh_alignment", ["owner/hhh:honest"], "train")
+    assert (item.id, item.subset, item.preference.chosen) == ("honest/1", "honest", "b")
 
 
 def test_hhh_turns_become_messages(tmp_path):
