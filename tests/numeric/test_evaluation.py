@@ -185,6 +185,16 @@ def test_reliability_by_hand():
     assert math.isnan(metrics.calibration_error(np.array([NAN])))
 
 
+def test_every_bin_of_the_diagram_has_the_interval_of_its_pairs():
+    p = np.array([0.81, 0.19, 0.82, 0.83, 0.5, NAN])
+    items = ["a", "a", "b", "c", "d", "e"]
+    tie, eight = metrics.reliability_intervals(p, items, seed=2)
+    assert tie == (0.5, 0.5, 0.5)
+    assert eight == mean_interval(np.array([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "c"], seed=2)
+    assert (eight.value, eight.high) == (0.75, 1.0)
+    assert [row.accuracy for row in metrics.reliability(p)] == [0.5, 0.75]
+
+
 def test_the_temperature_undoes_a_scaled_logit():
     """A judge that is right p of the time at confidence p, its logits halved, is given temperature 1/2."""
     true = np.repeat([0.9, 0.9, 0.6, 0.6], [9, 1, 6, 4])
