@@ -72,7 +72,8 @@ def main() -> None:
             "Has learned to write two responses to a prompt one after the other; no judge yet. "
             "`recipes/finetune_gram.py` goes on from here. arXiv 2506.14175, stage 1.",
             read_record(folder),
-            judge_facts(trainer.judge_config, "the responses of a pair in random order") | facts,
+            judge_facts(trainer.judge_config, "the responses of a pair in random order")
+            | {"label smoothing": "none: stage 1 reads no labels", **facts},
             metrics,
             tags=["reward-model"],
         )

@@ -98,7 +98,7 @@ def scorer_facts(chat_template: str | None, smoothing: float) -> dict[str, str]:
 def smoothing_fact(epsilon: float | None) -> str:
     """ε in both conventions (arXiv 2506.14175 has target weights (1-ε, ε), torch (1-α/2, α/2))."""
     if epsilon is None:
-        return "none: no label was read"
+        return "none recorded"
     return (
         f"ε = {epsilon:g}, target weights ({1 - epsilon:g}, {epsilon:g}): the paper's convention; torch's "
         f"`label_smoothing`, which the published code sets, would be {2 * epsilon:g}"

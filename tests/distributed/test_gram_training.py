@@ -174,7 +174,7 @@ def test_stage_1_on_two_ranks_trains_the_weights_of_one(toy, tmp_path):
     assert weights_differ_by(tmp_path / "two", tmp_path / "one") < 1e-5
     assert weights_differ_by(tmp_path / "two", toy) > 1e-2
     card, facts, shown = check_card(tmp_path / "two")
-    assert facts["label smoothing"] == "none: no label was read"
+    assert facts["label smoothing"] == "none: stage 1 reads no labels"
     assert shown["loss"][1:] == ["not computed"] * 2
     assert "Preference" not in card.text
     assert torch.isfinite(torch.tensor(trainer.state.log_history[-1]["train_loss"]))

@@ -7,10 +7,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 from reward.encoding import JudgeConfig
+from reward.evaluation.benchmarks import FORMATS
+from reward.evaluation.records import Record, judged, read_records
+from reward.evaluation.report import evaluate
 from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
 from tests.model_cards import check_card
@@ -20,6 +24,7 @@ IN_SMALL_WORLD = {  # run by test_quickstart.py, where there is a small world
     "deepspeed recipes/ppo_gram.py",
     "deepspeed --num_gpus 2 recipes/grpo_gram.py",
     "python recipes/best_of_n.py",
+    "python recipes/evaluate_reward.py",
 }
 SERVER = "python recipes/serve_reward.py --reward_model runs/judge --port 8000"  # test_serve_reward.py
 BY_MAKE = {"make quickstart", "make test"}  # test_quickstart.py runs what the first does; the second runs this
@@ -34,6 +39,12 @@ def commands() -> list[str]:
 RUNNABLE = [command for command in commands() if command not in BY_MAKE | IN_SMALL_WORLD | {SERVER}]
 
 
+def others() -> str:
+    """The judgments that docs/evaluation.md shows."""
+    text = (REPOSITORY / "docs" / "evaluation.md").read_text()
+    return re.search(r"```json\n(.*?)```", text, re.DOTALL).group(1)
+
+
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toys")
@@ -44,6 +55,15 @@ def toys(tmp_path_factory):
     write_rows(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
     labelled = [{**row, "split": "train" if i % 4 else "test"} for i, row in enumerate(rows)]
     write_rows(folder / "preferences.jsonl", labelled)
+    hhh = [
+        {"input": row["prompt"], "targets": {"choices": [row["chosen"], row["rejected"]], "labels": [1, 0]}}
+        for row in rows[:4]
+    ]
+    write_rows(folder / "harmless.json", hhh)
+    (folder / "others.jsonl").write_text(others())
+    for name in ("ours", "others"):
+        results = evaluate(judged(read_records(folder / "others.jsonl")), "preferences", resamples=100)
+        (folder / f"{name}.json").write_text(json.dumps(results))
     unlabeled = [{"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]]} for row in rows]
     write_rows(folder / "unlabeled.jsonl", unlabeled)
     return folder
@@ -51,7 +71,7 @@ def toys(tmp_path_factory):
 
 def test_the_readme_names_its_commands():
     assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD | {SERVER}
-    assert len(RUNNABLE) == 7
+    assert len(RUNNABLE) == 11
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
@@ -62,6 +82,7 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         "--reward_model": toys / "judge",
         "--output_dir": tmp_path / "out",
         "--dataset": None,
+        "--judgments": None,
     }
     if "--config" in words:  # its models and data are on the hub: flags put toys in their place
         words += ["--model_name_or_path", "x", "--reward_model", "x", "--dataset", "prompts.jsonl", "--output_dir", "x"]
@@ -71,6 +92,12 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         if flag in words:
             at = words.index(flag) + 1
             words[at] = str(value or toys / words[at])
+    if "recipes/evaluate_reward.py" in words:
+        if "--compare" in words:
+            words[-2:] = [str(toys / name) for name in words[-2:]]
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=REPOSITORY)
+        assert "| accuracy |" in done.stdout, done.stderr[-2000:]
+        return
     if words[0] == "python":  # best_of_n.py
         words += ["--num_samples", "2", "--max_prompts", "2", "--max_completion_length", "8"]
         run = [sys.executable, *(str(word) for word in words[1:])]
@@ -91,6 +118,17 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     _, facts, held_out = check_card(tmp_path / "out")
     assert {"label smoothing", "order policy"} <= {name.removeprefix("judge's ") for name in facts}
     assert bool(held_out) == ("--eval_split" in words)
+
+
+def test_the_judgments_of_the_documentation_are_read(toys):
+    table = judged(read_records(toys / "others.jsonl"))
+    assert table.ids == ("7", "8")
+    assert table.prob_chosen.tolist()[0] == [1.0, 0.0]
+    assert table.prob_chosen[1, 0] == 0.7
+    assert table.reasons == ("no answer",)
+    columns = re.findall(r"^\| (`.*?) \|", (REPOSITORY / "docs" / "evaluation.md").read_text(), re.MULTILINE)
+    named = {name for column in columns for name in re.findall(r"`(\w+)`", column)}
+    assert {field.name for field in fields(Record)} | {"verdict"} | FORMATS.keys() == named
 
 
 def test_the_snippet_of_the_readme_runs(toys):
