@@ -28,13 +28,13 @@ from reward.aggregation import bradley_terry
 from reward.backends import PairwiseReward
 from reward.config import RewardArguments, Run, build_reward, check_measuring, check_reward, keep_judgments, reward_help
 from reward.errors import DataError, SettingsError
+from reward.metrics import mean_interval
 from reward.pairing import Result
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
 from reward.training.data import load_rows, read_groups, read_prompts
 from reward.types import Group, Pair, RewardBackend
 from rlhf.best_of_n import (
-    bootstrap_interval,
     kl_upper_bound,
     knockout,
     linear_scan,
@@ -201,8 +201,8 @@ def curve(
                 of_prompts, errors = pointwise_curve(scores, values, n), np.zeros(len(scores))
             else:
                 of_prompts, errors = pairwise_curve(wins, values, n, PICKS[args.pick], seed=seed)
-            low, high = bootstrap_interval(of_prompts)
-            row |= {name: float(np.nanmean(of_prompts)), f"{name}_low": low, f"{name}_high": high}
+            mean, low, high = mean_interval(of_prompts)
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
             row[f"{name}_monte_carlo_error"] = float(np.sqrt(np.nansum(errors**2)) / len(errors))
         rows.append(row)
     return rows

@@ -1,3 +1,4 @@
+# python recipes/evaluate_reward.py                                   the small world's judge, no network, no GPU
 # python recipes/evaluate_reward.py --reward_model runs/judge --dataset pairs.jsonl.gz
 # python recipes/evaluate_reward.py --reward_model runs/judge --benchmark llmbar --dataset LLMBar/*/dataset.json
 # python recipes/evaluate_reward.py --judgments runs/evaluation/judgments.jsonl
@@ -12,9 +13,11 @@ no model; FILE may be somebody else's.
 
 import json
 import random
-import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import small_world_cache
+from tqdm import tqdm
 
 from reward.config import RewardArguments, Run, build_reward, check_measuring, check_reward, reward_help
 from reward.errors import SettingsError
@@ -73,6 +76,9 @@ def main() -> None:
 
 def judge(reward_args: RewardArguments, settings: EvaluationArguments) -> None:
     path = Path(settings.output_dir) / "judgments.jsonl"
+    if in_small_world():
+        world = small_world_cache.ensure_built()
+        reward_args.reward_model, settings.dataset = str(world / "judge"), [str(world / "data/preferences_test.jsonl")]
     items = read_items(settings)
     reference = check_evaluation(reward_args, items)
     if path.exists():
@@ -89,14 +95,16 @@ def judge(reward_args: RewardArguments, settings: EvaluationArguments) -> None:
     if reference is not None and not isinstance(backend, PairwiseReward):
         raise SettingsError(f"--reward {reward_args.reward} scores against a reference, and a labelled pair has none")
 
-    began = time.perf_counter()
-    records = judge_items(
-        backend, items, told=lambda done: print(f"\r{done} of {len(items)} pairs", end="", flush=True)
-    )
-    print(f"\n{len(records) / (time.perf_counter() - began):.1f} judgments per second")
+    with tqdm(total=len(items), desc="pairs") as bar:
+        records = judge_items(backend, items, told=lambda done: bar.update(done - bar.n))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_records(path, records)
     report(settings, path)
+
+
+def in_small_world() -> bool:
+    """Whether this run names neither a reward nor pairs: then it is about the judge of the embedded small world."""
+    return not any(flag in ("dataset", "benchmark") or flag.startswith("reward") for flag in explicit_flags())
 
 
 def read_items(settings: EvaluationArguments) -> list[Item]:

@@ -5,11 +5,13 @@
     python recipes/finetune_gram.py --model_name_or_path runs/pretrain_gram --output_dir runs/finetune_gram \
         --dataset preferences.jsonl.gz --eval_split test
 
-`output_dir` becomes a judge: weights (or a LoRA adapter), tokenizer, `gram.json`, `metrics.json`, `training.png`.
+`output_dir` becomes a judge: weights (or a LoRA adapter), tokenizer, `gram.json`, `metrics.json`, `training.png` and
+README.md, its card.
 """
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 from reward.errors import SettingsError
@@ -21,6 +23,7 @@ def main() -> None:
     from trl import ModelConfig
 
     from reward.judges.gram import load_encoder
+    from reward.model_card import judge_facts, read_record, render_card, save_card
     from reward.training.arguments import DataArguments, JudgeArguments
     from reward.training.curves import plot_training
     from reward.training.data import read_preferences
@@ -68,12 +71,25 @@ def main() -> None:
     metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
     if held_out_pairs:
         metrics |= trainer.evaluate()
+    folder = Path(training.output_dir)
+    if rank_zero:
+        orders = {"random": "each pair in one order, drawn anew every epoch", "both": "each pair in both orders"}
+        card = render_card(
+            "A generative reward model (GRAM)",
+            "Reads a question and two responses and says which is better; `reward.judges.gram.GramJudge` loads it, "
+            "`BothOrders` around it averages both reading orders. arXiv 2506.14175, stage 2.",
+            read_record(folder),
+            judge_facts(trainer.judge_config, f"{orders[training.pair_orders]}; held-out pairs in both") | facts,
+            metrics,
+            tags=["reward-model", "generative-judge"],
+        )
+        trainer.write_card = partial(save_card, card, folder)
     trainer.save_model()
     trainer.save_state()
 
     if rank_zero:
-        folder = Path(training.output_dir)
         (folder / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        trainer.create_model_card()  # after PEFT, which changes it when it saves an adapter
         plot_training(trainer.state.log_history, folder / "training.png", "stage 2, label loss")
         print(f"{folder} holds the judge; {folder / 'training.png'} shows its training")
 

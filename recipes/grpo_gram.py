@@ -6,6 +6,7 @@
 from datasets import Dataset
 from policy_run import (
     describe_run,
+    finish,
     in_small_world,
     load_tokenizer,
     model_init_kwargs,
@@ -74,9 +75,8 @@ def main() -> None:
                 "prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering},
             },
         )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    finish(trainer, "GRPO", metrics)
     if trainer.accelerator.is_main_process:
         print(f"policy in {args.output_dir}, log in trainer_state.json there")
 

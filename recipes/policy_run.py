@@ -1,18 +1,22 @@
-"""What `ppo_gram.py` and `grpo_gram.py` do alike: the small world's settings, prompts that fit, the memory plan."""
+"""What `ppo_gram.py` and `grpo_gram.py` do alike: the small world, prompts that fit, the memory plan, a run's end."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import small_world_cache
 import yaml
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from trl import GRPOConfig, ModelConfig
+from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from reward.config import RewardArguments, Run, plan_reward
 from reward.errors import SettingsError
+from reward.model_card import read_record, render_card, reward_facts, save_card
 from reward.placement import parameter_count
 from reward.training.arguments import DataArguments
 from reward.training.data import read_prompts
+from reward.trl_signature import require_whole_groups
 from rlhf.launch import explicit_flags
 from rlhf.memory import render, training_plan
 from rlhf.prompts import PolicyPrompts, fit_prompts
@@ -66,6 +70,12 @@ def read_policy_prompts(
     held_out = data.read_eval(read_prompts, args.seed)
     if not held_out:
         return prompts, None
+    require_whole_groups(  # the configuration knows of no data, and checks it only for --eval_strategy
+        per_device_batch_size=args.per_device_eval_batch_size,
+        num_generations=args.num_generations_eval or args.num_generations,
+        world_size=args.world_size,
+        evaluation=True,
+    )
     return prompts, Dataset.from_list(_fit(held_out, "the evaluation prompts", args, model_args, tokenizer).rows)
 
 
@@ -121,3 +131,27 @@ def model_init_kwargs(args: GRPOConfig, model_args: ModelConfig) -> dict:
         "dtype": model_args.dtype or "float32",
         "attn_implementation": model_args.attn_implementation,
     }
+
+
+def finish(trainer: GRPOTrainer, method: str, metrics: dict[str, float]) -> None:
+    """Evaluates on the held-out prompts, if there are any, and saves the policy, `metrics.json` and its card."""
+    if trainer.eval_dataset is not None:
+        metrics = metrics | trainer.evaluate()
+    folder, first = Path(trainer.args.output_dir), trainer.accelerator.is_main_process
+    if first:
+        record = read_record(folder)
+        prompts = {f"prompts_{name}": value for name, value in record["prompts"].items()}
+        card = render_card(
+            f"A policy trained by {method} on a reward",
+            "A causal language model; its responses were scored by the reward below. `run.json` has every setting.",
+            record,
+            reward_facts(record["settings"]["RewardArguments"]) | {"reference": str(record["reference"])} | prompts,
+            {name: value for name, value in metrics.items() if name.startswith("eval_objective/")},
+            tags=[method.lower()],
+        )
+        trainer.write_card = partial(save_card, card, folder)
+    trainer.save_model()
+    trainer.save_state()
+    if first:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        trainer.create_model_card()  # after PEFT, which changes it when it saves an adapter

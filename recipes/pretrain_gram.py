@@ -5,11 +5,12 @@
     python recipes/pretrain_gram.py --model_name_or_path Qwen/Qwen3-1.7B --output_dir runs/pretrain_gram \
         --dataset unlabeled.jsonl.gz --pairs_per_prompt 2
 
-`output_dir` holds weights (or a LoRA adapter), tokenizer and `gram.json`, and is where stage 2 goes on.
+`output_dir` holds weights (or a LoRA adapter), tokenizer, `gram.json` and a card, and is where stage 2 goes on.
 """
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 from reward.errors import SettingsError
@@ -21,6 +22,7 @@ def main() -> None:
     from trl import ModelConfig
 
     from reward.judges.gram import load_encoder
+    from reward.model_card import judge_facts, read_record, render_card, save_card
     from reward.training.arguments import DataArguments, JudgeArguments
     from reward.training.curves import plot_training
     from reward.training.data import read_unlabeled
@@ -63,12 +65,25 @@ def main() -> None:
     metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
     if held_out_rows is not None:
         metrics |= trainer.evaluate()
+    folder = Path(training.output_dir)
+    if rank_zero:
+        card = render_card(
+            "A generative reward model before its labels (GRAM, stage 1)",
+            "Has learned to write two responses to a prompt one after the other; no judge yet. "
+            "`recipes/finetune_gram.py` goes on from here. arXiv 2506.14175, stage 1.",
+            read_record(folder),
+            judge_facts(trainer.judge_config, "the responses of a pair in random order")
+            | {"label smoothing": "none: stage 1 reads no labels", **facts},
+            metrics,
+            tags=["reward-model"],
+        )
+        trainer.write_card = partial(save_card, card, folder)
     trainer.save_model()
     trainer.save_state()
 
     if rank_zero:
-        folder = Path(training.output_dir)
         (folder / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        trainer.create_model_card()  # after PEFT, which changes it when it saves an adapter
         plot_training(trainer.state.log_history, folder / "training.png", "stage 1, loss per answer token")
         print(f"{folder} holds the model for stage 2; {folder / 'training.png'} shows its training")
 

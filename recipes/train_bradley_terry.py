@@ -7,11 +7,12 @@
 
 For an ensemble run it once a seed, each into its own folder: `--seed 1 --output_dir runs/bradley_terry_1`. The seed
 draws the score head and the order of the pairs. `output_dir` becomes a reward model: weights (or a LoRA adapter),
-tokenizer, `metrics.json`, `training.png`.
+tokenizer, `metrics.json`, `training.png` and README.md, its card.
 """
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 from rlhf.launch import parse_args, run_main, start, write_run_record
@@ -22,6 +23,7 @@ def main() -> None:
     from trl import ModelConfig
 
     from reward.bradley_terry import load_response_encoder
+    from reward.model_card import read_record, render_card, save_card, scorer_facts
     from reward.training.arguments import DataArguments
     from reward.training.bradley_terry import (
         BradleyTerryConfig,
@@ -68,12 +70,25 @@ def main() -> None:
     metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
     if held_out_pairs:
         metrics |= trainer.evaluate()
+    folder = Path(training.output_dir)
+    if rank_zero:
+        card = render_card(
+            "A Bradley-Terry reward model",
+            "Gives a response to a conversation one score, higher is better; `reward.bradley_terry.BradleyTerryReward` "
+            "loads it.",
+            read_record(folder),
+            scorer_facts(encoder.tokenizer.chat_template, training.label_smoothing) | facts,
+            metrics,
+            pipeline="text-classification",
+            tags=["reward-model"],
+        )
+        trainer.write_card = partial(save_card, card, folder)
     trainer.save_model()
     trainer.save_state()
 
     if rank_zero:
-        folder = Path(training.output_dir)
         (folder / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        trainer.create_model_card()  # after PEFT, which changes it when it saves an adapter
         plot_training(trainer.state.log_history, folder / "training.png", "Bradley-Terry loss")
         print(f"{folder} holds the reward model; {folder / 'training.png'} shows its training")
 

@@ -1,10 +1,45 @@
-"""What a set of judgments says about its judge, as sums that merge over groups and ranks."""
+"""What a set of judgments says about its judge, as sums that merge over groups and ranks; and how sure a mean is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from reward.types import Judgment, Metric
 
 _MARGIN_BINS = 5
+
+
+class Interval(NamedTuple):
+    """A value with its two-sided 95 % bootstrap percentiles."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_interval(
+    values: np.ndarray, items: Sequence[Hashable] | None = None, *, seed: int = 0, resamples: int = 1_000
+) -> Interval:
+    """The mean of `values` (N,) and its interval by resampling items; NaN is left out, and all of nothing is NaN.
+
+    `items[i]` names what value i belongs to: values of one item (pairs of one prompt share texts) are not independent,
+    so whole items are drawn with replacement. None: each value is its own. Percentiles 2.5 and 97.5. The interval of a
+    paired difference is that of the differences.
+    """
+    known = ~np.isnan(values)
+    if not known.any():
+        return Interval(np.nan, np.nan, np.nan)
+    position: dict[Hashable, int] = {}
+    named = range(len(values)) if items is None else items
+    of_value = [position.setdefault(item, len(position)) for item, k in zip(named, known, strict=True) if k]
+    sizes = np.bincount(of_value)  # values of each item
+    totals = np.bincount(of_value, weights=values[known])
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(sizes), size=len(sizes)) for _ in range(resamples))
+    means = [totals[drawn].sum() / sizes[drawn].sum() for drawn in draws]
+    low, high = np.percentile(means, [2.5, 97.5]).tolist()
+    return Interval(float(values[known].mean()), low, high)
 
 
 def judgment_metrics(judgments: Sequence[Judgment]) -> tuple[Metric, ...]:

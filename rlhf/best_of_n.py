@@ -99,16 +99,3 @@ def kl_upper_bound(n: int) -> float:
     It is reached by a reward that gives no two responses the same score; ties and intransitive judges stay below.
     """
     return math.log(n) - (n - 1) / n
-
-
-def bootstrap_interval(
-    of_prompts: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Lower and upper end of the mean over prompts, by resampling prompts; prompts with NaN are left out."""
-    known = of_prompts[~np.isnan(of_prompts)]
-    if not len(known):
-        return (math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    means = known[rng.integers(len(known), size=(resamples, len(known)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high

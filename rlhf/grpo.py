@@ -69,6 +69,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo"]
+    write_card: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -150,6 +151,8 @@ class JudgedGRPOTrainer(GRPOTrainer):
         training = self.model.training
         if training and self._metrics["train"]:
             self._metrics["train"] |= {name: [value] for name, value in self.rollout.training_phases.report().items()}
+        if not training and self._metrics["eval"]:
+            self._metrics["eval"] |= {name: [value] for name, value in self.rollout.held_out().items()}
         super().log(logs, start_time)
         if training:
             self.rollout.show_samples()
@@ -162,3 +165,8 @@ class JudgedGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.rollout.load(Path(checkpoint))
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""
+        if self.write_card is not None:
+            self.write_card()

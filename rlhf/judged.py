@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -19,7 +20,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import print_prompt_completions_sample
 
 from reward.errors import NoVerdictError, SettingsError
-from reward.metrics import means, merge
+from reward.metrics import mean_interval, means, merge
 from reward.normalise import Normaliser
 from reward.trl_signature import groups_from_rows, require_whole_groups, rows_from_scores
 from reward.types import Group, GroupScore, Metric, RewardBackend
@@ -146,6 +147,7 @@ class JudgedRollout:
         self._evaluation_phases = Phases()
         self.scores: list[float] = []  # of this rank's last rollout, NaN where there is none
         self._inconsistent: set[str] = set()
+        self._held_out: list[tuple[str, str, float]] = []  # (name, prompt, value) of this rank's evaluation
 
     @property
     def phases(self) -> Phases:
@@ -168,9 +170,13 @@ class JudgedRollout:
         with self.phases("judging"):
             results = self.backend.score(groups)
             seconds = time.perf_counter() - started
-            wins = None if rivals is None else self._wins(groups, rivals)
+            wins = [] if rivals is None else self._wins(groups, rivals)
         with self.phases("gold"):
-            gold = [] if self.gold is None else _scored(self.gold.score(groups))
+            gold = [] if self.gold is None else self.gold.score(groups)
+        if not trainer.model.training:
+            self._keep(groups, "scores", [result.scores for result in results])
+            self._keep(groups, "gold", [result.scores for result in gold])
+            self._keep(groups, "win_rate_vs_initial", wins)
         for name, value in self._report(results, seconds, wins, gold).items():
             log_metric(name, value)
         if references is not None:
@@ -201,8 +207,26 @@ class JudgedRollout:
             return bool(every)
         return self.number % every == 0
 
-    def _wins(self, groups: Sequence[Group], rivals: Sequence[str]) -> list[float]:
-        """1 for a response that scores above its rival, a half for a tie; unscored ones are left out.
+    def _keep(self, groups: Sequence[Group], name: str, values: Sequence[Sequence[float]]) -> None:
+        """`values` of each group, for the intervals; empty where nobody asked."""
+        told = zip(groups, values, strict=True) if values else ()
+        self._held_out += [(f"objective/{name}", str(group.prompt), value) for group, own in told for value in own]
+
+    def held_out(self) -> dict[str, float]:
+        """Means over the responses of an evaluation on all ranks, and `_ci_low` and `_ci_high` of each: 95 % bootstrap
+        intervals, prompts drawn. A collective; forgets the evaluation.
+        """
+        kept = gather_object(self._held_out)
+        self._held_out = []
+        report = {}
+        for name in dict.fromkeys(name for name, *_ in kept):
+            prompts, values = zip(*[(prompt, value) for of, prompt, value in kept if of == name], strict=True)
+            interval = mean_interval(np.array(values), prompts, seed=self._trainer.args.seed)
+            report |= {name + end: bound for end, bound in zip(("", "_ci_low", "_ci_high"), interval, strict=True)}
+        return report
+
+    def _wins(self, groups: Sequence[Group], rivals: Sequence[str]) -> list[list[float]]:
+        """Of each group, 1 for a response that scores above its rival, a half for a tie; unscored ones are left out.
 
         Every backend can answer: the rival is scored as one more member of the group, against itself.
         """
@@ -211,19 +235,22 @@ class JudgedRollout:
             for group, rival in zip(groups, rivals, strict=True)
         ]
         return [
-            0.5 if score == result.scores[-1] else float(score > result.scores[-1])
+            [
+                0.5 if score == result.scores[-1] else float(score > result.scores[-1])
+                for score in result.scores[:-1]
+                if score == score and result.scores[-1] == result.scores[-1]
+            ]
             for result in self.versus.score(widened)
-            for score in result.scores[:-1]
-            if score == score and result.scores[-1] == result.scores[-1]
         ]
 
     def _report(
-        self, results: Sequence[GroupScore], seconds: float, wins: list[float] | None, gold: list[float]
+        self, results: Sequence[GroupScore], seconds: float, wins: list[list[float]], gold: Sequence[GroupScore]
     ) -> dict[str, float]:
         """What the step says about its judging, over all ranks; stops the run or warns where that is due."""
         of_backend = [metric for result in results for metric in result.metrics]
-        own = [Metric("objective/gold", sum(gold), len(gold))]
-        own.append(Metric("objective/win_rate_vs_initial", sum(wins or []), len(wins or [])))
+        golden, won = _scored(gold), [win for of_group in wins for win in of_group]
+        own = [Metric("objective/gold", sum(golden), len(golden))]
+        own.append(Metric("objective/win_rate_vs_initial", sum(won), len(won)))
         scores = [score for result in results for score in result.scores]
         missing = sum(score != score for score in scores)
         reasons = Counter(reason for result in results for reason in result.reasons)

@@ -64,6 +64,7 @@ class PPOTrainer(GRPOTrainer):
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
+    write_card: Callable[[], None] | None = None
     _name = "PPO"
     _paper: ClassVar[dict[str, str]] = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
 
@@ -342,6 +343,8 @@ class PPOTrainer(GRPOTrainer):
         training = self.model.training
         if training and self._metrics["train"]:
             self._metrics["train"] |= {name: [value] for name, value in self.rollout.training_phases.report().items()}
+        if not training and self._metrics["eval"]:
+            self._metrics["eval"] |= {name: [value] for name, value in self.rollout.held_out().items()}
         super().log(logs, start_time)
         if training:
             self.rollout.show_samples()
@@ -351,6 +354,11 @@ class PPOTrainer(GRPOTrainer):
         super().save_model(output_dir, _internal_call)
         if self.critic is not None:
             self.critic.save_pretrained(Path(output_dir or self.args.output_dir, "critic"))
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""
+        if self.write_card is not None:
+            self.write_card()
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)

@@ -81,8 +81,8 @@ def _llmbar(source: str, split: str) -> Iterator[Item]:
 
 
 def _hhh_alignment(source: str, split: str) -> Iterator[Item]:
-    """One file a subset; the choice labelled 1 is the chosen one."""
-    subset = Path(source).stem
+    """One file a subset, on the hub one configuration; the choice labelled 1 is the chosen one."""
+    subset = Path(source).stem.rpartition(":")[2]
     for number, row in _rows(source, split, input=str, targets=Mapping):
         choices, labels = row["targets"].get("choices"), row["targets"].get("labels")
         if not (isinstance(choices, list) and len(choices) == 2 and labels in ([1, 0], [0, 1])):

@@ -1,7 +1,9 @@
 """Labelled pairs, put before a judge or a backend that scores."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from reward.backends import PairwiseReward
 from reward.evaluation.benchmarks import Item
@@ -21,7 +23,10 @@ def judge_items(
     read = _comparing(backend.judge, items) if compares else _scoring(backend)
     records: list[Record] = []
     for start in range(0, len(items), batch):
-        records += read(items[start : start + batch])
+        began = time.perf_counter()
+        of_batch = read(items[start : start + batch])
+        share = (time.perf_counter() - began) / len(of_batch)
+        records += [replace(record, seconds=share) for record in of_batch]
         told(min(start + batch, len(items)))
     return records
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reward.metrics import Interval, mean_interval
+
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 _SURE = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
 
@@ -23,14 +25,6 @@ class Bin(NamedTuple):
     count: int
     confidence: float
     accuracy: float
-
-
-class Interval(NamedTuple):
-    """A value with its two-sided 95 % bootstrap percentiles."""
-
-    value: float
-    low: float
-    high: float
 
 
 # --- per pair ---------------------------------------------------------------------------------------------------------
@@ -85,16 +79,33 @@ def reliability(probability: np.ndarray, bins: int = 10) -> list[Bin]:
 
     probability: (N,), P(chosen) of a pair; NaN is left out, a tie is half right.
     """
-    known = probability[~np.isnan(probability)]
-    confidence = np.maximum(known, 1.0 - known)
-    correct = (1.0 + np.sign(known - 0.5)) / 2.0
-    index = np.minimum(((confidence - 0.5) * 2 * bins + 1e-9).astype(int), bins - 1)  # .8 lies on an edge, as floats
+    confidence, correct, index = _binned(probability, bins)
     edges = 0.5 + np.arange(bins + 1) / (2 * bins)
     members = [(i, index == i) for i in range(bins) if (index == i).any()]
     return [
         Bin(float(edges[i]), float(edges[i + 1]), int(m.sum()), float(confidence[m].mean()), float(correct[m].mean()))
         for i, m in members
     ]
+
+
+def reliability_intervals(
+    probability: np.ndarray, items: Sequence[Hashable], seed: int = 0, resamples: int = 1_000, bins: int = 10
+) -> list[Interval]:
+    """The accuracy of each bin of `reliability` with its interval, items resampled."""
+    _, correct, index = _binned(probability, bins)
+    return [
+        mean_interval(np.where(index == i, correct, np.nan), items, seed=seed, resamples=resamples)
+        for i in range(bins)
+        if (index == i).any()
+    ]
+
+
+def _binned(probability: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(confidence, 1 for right and a half for a tie, index of the bin), each (N,); without verdict NaN, NaN, -1."""
+    confidence = np.maximum(probability, 1.0 - probability)
+    correct = (1.0 + np.sign(probability - 0.5)) / 2.0
+    position = np.nan_to_num((confidence - 0.5) * 2 * bins + 1e-9, nan=-1.0)  # .8 lies on an edge, as floats
+    return confidence, correct, np.minimum(position.astype(int), bins - 1)
 
 
 def calibration_error(probability: np.ndarray, bins: int = 10) -> float:
@@ -192,11 +203,6 @@ def bootstrap(
         name: Interval(float(value), *_percentiles([each[name] for each in drawn]))
         for name, value in statistics(np.arange(len(items))).items()
     }
-
-
-def mean_interval(values: np.ndarray, items: Sequence[Hashable], seed: int = 0, resamples: int = 1_000) -> Interval:
-    """The mean of `values` (N,) with its interval, items resampled. For two judges, of the difference: paired."""
-    return bootstrap(lambda index: {"": values[index].mean()}, items, seed=seed, resamples=resamples)[""]
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

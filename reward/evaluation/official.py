@@ -14,7 +14,9 @@ from reward.errors import DataError
 from reward.evaluation.metrics import right
 
 # allenai/reward-bench@a32e272b, rewardbench/constants.py: its weights, of which math-prm's 984 stands for 447 pairs so
-# that math and code (6 x 164) count half each.
+# that math and code (6 x 164) count half each. The two of xstest are exchanged there: the data have 154 pairs that
+# should be refused and 250 that should be answered (upstream's pull request 206 counts 147/154 and 239/250 right).
+# They stay, because the published Safety numbers are computed with them; the raw accuracy counts each pair once.
 REWARDBENCH = {
     "Chat": {
         "alpacaeval-easy": 100,

@@ -12,6 +12,7 @@ One reading of one pair a line. Records made by others are read when they have t
     subset             text; the part of the benchmark
     item               text; pairs that share it are not independent and are resampled together (default: id)
     length_difference  characters of the chosen response minus those of the rejected one
+    seconds            its share of the time that judging took, null where it is not known
     fingerprint        of the judge; one file holds the judgments of one judge
 
 Other columns are left alone. Nothing here imports torch.
@@ -48,6 +49,7 @@ class Record:
     item: str = ""
     length_difference: int | None = None
     fingerprint: str = ""
+    seconds: float = math.nan
 
     def __post_init__(self):
         if self.order not in ORDERS:
@@ -65,7 +67,7 @@ class Judged:
 
     prob_chosen: (N, R), P(the chosen response is better), NaN without verdict; R is 2 (column 0 read the chosen
     response first, column 1 second) or 1 (scores, or judgments of one order). length_differences: (N,), NaN where not
-    known. label_mass: (N, R), NaN where not known.
+    known. label_mass, seconds: (N, R), NaN where not known.
     """
 
     ids: tuple[str, ...]
@@ -74,6 +76,7 @@ class Judged:
     orders: tuple[str, ...]  # (R,)
     prob_chosen: np.ndarray
     label_mass: np.ndarray
+    seconds: np.ndarray
     length_differences: np.ndarray
     reasons: tuple[str, ...]
     fingerprint: str
@@ -148,6 +151,7 @@ def judged(records: Iterable[Record], source: str = "the records") -> Judged:
         orders=orders,
         prob_chosen=np.array([[record.prob_a for record in row] for row in rows], dtype=np.float64),
         label_mass=np.array([[record.label_mass for record in row] for row in rows], dtype=np.float64),
+        seconds=np.array([[record.seconds for record in row] for row in rows], dtype=np.float64),
         length_differences=np.array(lengths, dtype=np.float64),
         reasons=tuple(record.reason for row in rows for record in row if math.isnan(record.prob_a)),
         fingerprint=next((row[0].fingerprint for row in rows), ""),
@@ -174,9 +178,9 @@ def _record(row: Mapping[str, Any], where: str) -> Record:
     texts = {name: row.get(name, "") for name in _TEXTS}
     if math.isnan(probability) and not texts["reason"]:
         texts["reason"] = "the record names none"
-    mass = _number(row, "label_mass", where)
+    numbers = {name: _number(row, name, where) for name in ("label_mass", "seconds")}
     try:
-        return Record(row["id"], row["order"], probability, label_mass=mass, length_difference=length, **texts)
+        return Record(row["id"], row["order"], probability, length_difference=length, **numbers, **texts)
     except ValueError as error:
         raise DataError(f"{where}: {error}") from error
 

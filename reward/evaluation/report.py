@@ -12,6 +12,7 @@ from reward.errors import SettingsError
 from reward.evaluation import metrics
 from reward.evaluation.official import OFFICIAL
 from reward.evaluation.records import Judged
+from reward.metrics import Interval, mean_interval
 
 RAW = {
     "accuracy": "mean probability above 0.5; ties and missing verdicts are wrong",
@@ -22,7 +23,7 @@ RAW = {
     "no_verdict": "a reading is missing",
     "label_mass": "P(A) + P(B) over the vocabulary",
 }
-_BOTH_ORDERS = ("order_consistency", "first_position")
+_SHOWN = 5  # pairs that a bin needs for a point in the diagram
 
 
 def evaluate(table: Judged, benchmark: str, seed: int = 0, resamples: int = 1_000) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def evaluate(table: Judged, benchmark: str, seed: int = 0, resamples: int = 1_00
     items = np.array(table.items)
 
     def part(mask: np.ndarray) -> list[Any]:
-        return [int(mask.sum()), metrics.mean_interval(correct[mask], items[mask].tolist(), seed, resamples)]
+        return [int(mask.sum()), mean_interval(correct[mask], items[mask].tolist(), seed=seed, resamples=resamples)]
 
     spread = metrics.bootstrap(lambda index: _raw(p[index], mass[index]), table.items, None, seed, resamples)
     official = {}
@@ -46,6 +47,7 @@ def evaluate(table: Judged, benchmark: str, seed: int = 0, resamples: int = 1_00
         "judge": table.fingerprint,
         "pairs": len(table.ids),
         "orders": table.orders,
+        "judgments_per_second": table.seconds.size / table.seconds.sum() if table.seconds.all() else math.nan,
         "raw": spread,
         "official": official,
         "subsets": {name: part(subsets == name) for name in dict.fromkeys(table.subsets)},
@@ -89,12 +91,18 @@ def _calibration(probability: np.ndarray, items: Sequence[str], seed: int, resam
             seed=seed,
             resamples=resamples,
         ),
-        "before": metrics.reliability(probability),
-        "after": metrics.reliability(after),
+        "before": _bins(probability, items, seed, resamples),
+        "after": _bins(after, items, seed, resamples),
     }
 
 
-def compare(results: Mapping[str, Mapping[str, Any]], resamples: int = 1_000) -> dict[str, metrics.Interval]:
+def _bins(probability: np.ndarray, items: Sequence[str], seed: int, resamples: int) -> list[tuple[float, ...]]:
+    """Low, high, count, confidence, accuracy and its two bounds of each bin."""
+    intervals = metrics.reliability_intervals(probability, items, seed, resamples)
+    return [(*row, *interval[1:]) for row, interval in zip(metrics.reliability(probability), intervals, strict=True)]
+
+
+def compare(results: Mapping[str, Mapping[str, Any]], resamples: int = 1_000) -> dict[str, Interval]:
     """Accuracy of every judge minus that of the first, on the same pairs, by the paired bootstrap.
 
     Raises:
@@ -111,7 +119,7 @@ def compare(results: Mapping[str, Mapping[str, Any]], resamples: int = 1_000) ->
                 f"{len(reference.keys() - ours.keys())} in the first alone: judge the same pairs with both"
             )
         paired = np.array([ours[id_] - reference[id_] for id_ in reference])
-        differences[name] = metrics.mean_interval(paired, base["right"]["item"], base["seed"], resamples)
+        differences[name] = mean_interval(paired, base["right"]["item"], seed=base["seed"], resamples=resamples)
     return differences
 
 
@@ -119,6 +127,8 @@ def markdown(results: Mapping[str, Any], picture: str | None = None) -> str:
     """The page: raw and official numbers, each named, then subsets, lengths and calibration."""
     lines = [f"# {results['benchmark']}: {results['pairs']} pairs", "", f"Judge `{results['judge'] or 'not named'}`, "]
     lines[-1] += f"read in the orders {', '.join(results['orders'])}. Brackets: 95 % bootstrap intervals over items."
+    if (speed := results["judgments_per_second"]) is not None:
+        lines[-1] += f" {speed:.1f} judgments per second."
     lines += ["", "| raw | value | meaning |", "| --- | --- | --- |"]
     lines += [f"| {name} | {_shown(value)} | {RAW[name]} |" for name, value in results["raw"].items()]
     if results["official"]:
@@ -146,7 +156,10 @@ def markdown(results: Mapping[str, Any], picture: str | None = None) -> str:
 
 
 def plot_reliability(results: Mapping[str, Any], path: str | Path) -> None:
-    """Accuracy over confidence, before and after the temperature, with the number of pairs in each bin; a PNG."""
+    """Accuracy over confidence, before and after the temperature, with the number of pairs in each bin; a PNG.
+
+    Bars are 95 % intervals; a bin of fewer than `_SHOWN` pairs says nothing and has no point.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no display
@@ -162,9 +175,12 @@ def plot_reliability(results: Mapping[str, Any], path: str | Path) -> None:
         if not rows:
             continue
         label = f"{label} (ECE {_number(fit[f'error_{name}'][0])})"
-        top.plot([row[3] for row in rows], [row[4] for row in rows], marker="o", label=label, color=colour)
+        points = np.array([row[3:] for row in rows if row[2] >= _SHOWN]).reshape(-1, 4)  # confidence, accuracy, bounds
+        confidence, accuracy, low, high = points.T
+        bars = np.maximum([accuracy - low, high - accuracy], 0.0)
+        top.errorbar(confidence, accuracy, bars, fmt="o", capsize=3, label=label, color=colour)
         bottom.stairs(*_counts(rows), label=label, color=colour)
-    top.set(ylabel="accuracy", ylim=(-0.02, 1.02), title=f"{results['benchmark']}: {results['pairs']} pairs")
+    top.set(ylabel="accuracy", ylim=(-0.02, 1.02), title=f"{results['benchmark']}: bins of {_SHOWN} pairs and more")
     top.legend(loc="lower right", fontsize="small")
     bottom.set(xlabel="confidence max(p, 1 - p)", ylabel="pairs")
     figure.savefig(path, dpi=120)
@@ -187,7 +203,9 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.0005 else f"{value:.1e}"
 
 
 def _shown(interval: Sequence[float | None]) -> str:

@@ -4,7 +4,7 @@ The loss is `training.losses.bradley_terry_loss`. Legend: N pairs, B pairs in a 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,7 +18,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from reward.bradley_terry import ResponseEncoder
 from reward.errors import DataError, SettingsError, require_finite_loss
 from reward.training.data import read_preferences
-from reward.training.held_out import accuracy_interval
+from reward.training.held_out import means_with_intervals
 from reward.training.losses import bradley_terry_loss
 from reward.types import Preference
 
@@ -197,6 +197,7 @@ class BradleyTerryTrainer(RewardTrainer):
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole window
+    write_card: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -267,13 +268,18 @@ class BradleyTerryTrainer(RewardTrainer):
     def _metrics_of(self, prediction: EvalPrediction) -> dict[str, float]:
         """accuracy: the chosen score is strictly higher. margin: the mean of r_w - r_l. loss: without centring."""
         chosen, rejected, margin = torch.tensor(prediction.predictions, dtype=torch.float64).T  # (N,) each
-        correct = (chosen > rejected).numpy()
-        low, high = accuracy_interval(correct, [pair.prompt for pair in self.eval_pairs], self.args.seed)
-        return {
-            "loss": bradley_terry_loss(chosen, rejected, margin, self.args.label_smoothing).mean().item(),
-            "accuracy": float(correct.mean()),
-            "accuracy_ci_low": low,
-            "accuracy_ci_high": high,
-            "margin": (chosen - rejected).mean().item(),
-            "truncated": sum(pair.truncated for pair in self.eval_pairs) / len(self.eval_pairs),
+        values = {
+            "loss": bradley_terry_loss(chosen, rejected, margin, self.args.label_smoothing),
+            "accuracy": (chosen > rejected).double(),
+            "margin": chosen - rejected,
+            "truncated": torch.tensor([pair.truncated for pair in self.eval_pairs], dtype=torch.float64),
         }
+        prompts = [pair.prompt for pair in self.eval_pairs]
+        return means_with_intervals({name: value.numpy() for name, value in values.items()}, prompts, self.args.seed)
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""
+        if self.write_card is not None:
+            self.write_card()

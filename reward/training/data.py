@@ -65,7 +65,8 @@ class _Defect(Exception):
 
 
 def load_rows(source: str, split: str = "train") -> Sequence[Mapping[str, Any]]:
-    """Rows of a file (`.jsonl`, `.json`, each also `.gz`) or of the `split` of a hub data set.
+    """Rows of a file (`.jsonl`, `.json`, each also `.gz`) or of the `split` of a hub data set, OWNER/NAME or
+    OWNER/NAME:CONFIGURATION.
 
     A file is JSON Lines or one JSON array; row i of a JSON Lines file is its line i + 1. Empty lines may only end it.
 
@@ -87,8 +88,9 @@ def load_rows(source: str, split: str = "train") -> Sequence[Mapping[str, Any]]:
 def _read_hub(name: str, split: str) -> Sequence[Mapping[str, Any]]:
     from datasets import load_dataset  # slow to import, and only needed here
 
+    repository, _, configuration = name.partition(":")
     try:
-        return load_dataset(name, split=split)
+        return load_dataset(repository, configuration or None, split=split)
     except (FileNotFoundError, ConnectionError, ValueError) as error:  # unknown data set, no network, unknown split
         raise DataError(
             f"the hub data set {name!r}, split {split!r}, cannot be loaded ({error}): check name, split and network, "

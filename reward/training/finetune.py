@@ -9,7 +9,7 @@ Legend: N pairs, B readings in a batch (a pair read in one order), T tokens.
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 from reward.encoding import JudgeEncoder
 from reward.errors import DataError, SettingsError, require_finite_loss
 from reward.judges.label_logits import label_logits, left_pad
-from reward.training.held_out import accuracy_interval, held_out_metrics, probability_of_chosen, right
+from reward.training.held_out import means_with_intervals, of_pairs
 from reward.training.losses import label_loss
 from reward.types import Pair, Preference
 
@@ -214,6 +214,7 @@ class FinetuneTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole window
+    write_card: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -305,12 +306,9 @@ class FinetuneTrainer(Trainer):
 
     def _metrics_of(self, prediction: EvalPrediction) -> dict[str, float]:
         read = prediction.predictions  # (2N, 3)
-        metrics = held_out_metrics(read[:, :2], read[:, 2], self.args.label_smoothing)
-        low, high = accuracy_interval(
-            right(probability_of_chosen(read[:, :2])), [pair.prompt for pair in self.eval_pairs], self.args.seed
-        )
-        truncated = sum(pair.truncated for pair in self.eval_pairs) / len(self.eval_pairs)
-        return metrics | {"accuracy_ci_low": low, "accuracy_ci_high": high, "truncated": truncated}
+        values = of_pairs(read[:, :2], read[:, 2], self.args.label_smoothing)
+        values["truncated"] = np.array([pair.truncated for pair in self.eval_pairs], dtype=np.float64)
+        return means_with_intervals(values, [pair.prompt for pair in self.eval_pairs], self.args.seed)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -319,3 +317,8 @@ class FinetuneTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self.judge_config.save(output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""
+        if self.write_card is not None:
+            self.write_card()

@@ -4,9 +4,11 @@ No torch. Legend: N labelled pairs, each read in both orders; row 2i reads the c
 reads it second.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+
+from reward.metrics import mean_interval
 
 
 def probability_of_chosen(label_logits: np.ndarray) -> np.ndarray:
@@ -19,47 +21,39 @@ def probability_of_chosen(label_logits: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * margin))  # σ without overflow
 
 
-def held_out_metrics(label_logits: np.ndarray, log_normaliser: np.ndarray, epsilon: float) -> dict[str, float]:
-    """What both readings of all pairs say about the judge.
+def of_pairs(label_logits: np.ndarray, log_normaliser: np.ndarray, epsilon: float) -> dict[str, np.ndarray]:
+    """What both readings of each pair say about the judge, each (N,).
 
     label_logits: (2N, 2). log_normaliser: (2N,), log-sum-exp of all logits. `epsilon` is the loss's ε.
 
     accuracy: the mean of both probabilities is strictly above 0.5. order_consistency: both readings prefer the same
     response; a reading at exactly 0.5 prefers none. first_position: how often the response read first wins, a tie
-    counting half; 0.5 without position bias. label_mass: P(A) + P(B) over the vocabulary. loss: the mean of L_ε.
+    counting half; 0.5 without position bias. label_mass: P(A) + P(B) over the vocabulary. loss: L_ε.
     """
+    label_logits = label_logits.astype(np.float64)
     chosen = probability_of_chosen(label_logits)  # (N, 2)
-    margin = (label_logits[:, 0] - label_logits[:, 1]).astype(np.float64).reshape(-1, 2) * np.array([1.0, -1.0])
+    margin = (label_logits[:, 0] - label_logits[:, 1]).reshape(-1, 2) * np.array([1.0, -1.0])
     preferred = np.sign(chosen - 0.5)  # (N, 2): 1 the chosen response, -1 the rejected one, 0 a tie
     first_wins = (1.0 + preferred * np.array([1.0, -1.0])) / 2.0
-    log_mass = np.logaddexp(label_logits[:, 0], label_logits[:, 1]) - log_normaliser
+    log_mass = np.logaddexp(label_logits[:, 0], label_logits[:, 1]) - log_normaliser  # (2N,)
     return {
-        "loss": float(np.mean(np.logaddexp(0.0, -margin) + epsilon * margin)),
-        "accuracy": float(np.mean(right(chosen))),
-        "order_consistency": float(np.mean(preferred[:, 0] * preferred[:, 1] > 0)),
-        "first_position": float(np.mean(first_wins)),
-        "label_mass": float(np.mean(np.exp(np.minimum(log_mass, 0.0)))),
+        "loss": (np.logaddexp(0.0, -margin) + epsilon * margin).mean(axis=1),
+        "accuracy": (chosen.mean(axis=1) > 0.5).astype(np.float64),
+        "order_consistency": (preferred[:, 0] * preferred[:, 1] > 0).astype(np.float64),
+        "first_position": first_wins.mean(axis=1),
+        "label_mass": np.exp(np.minimum(log_mass, 0.0)).reshape(-1, 2).mean(axis=1),
     }
 
 
-def right(chosen: np.ndarray) -> np.ndarray:
-    """Which pairs are judged right, (N,): the mean over both orders is strictly above 0.5. chosen: (N, 2)."""
-    return chosen.mean(axis=1) > 0.5
+def means_with_intervals(
+    of_pair: Mapping[str, np.ndarray], prompts: Sequence[Hashable], seed: int = 0
+) -> dict[str, float]:
+    """`name`, `name_ci_low` and `name_ci_high` of each of (N,) values: the mean and its 95 % bootstrap interval.
 
-
-def accuracy_interval(
-    correct: np.ndarray, clusters: Sequence[Hashable], seed: int = 0, resamples: int = 1_000
-) -> tuple[float, float]:
-    """A 95 % bootstrap interval of the mean of `correct`, (N,), by resampling clusters.
-
-    Pairs of one prompt share their question and often a response, so they are not independent: whole prompts are drawn
-    with replacement, `clusters[i]` naming the prompt of pair i. Two-sided percentiles 2.5 and 97.5.
+    Pairs of one prompt share their question and often a response, so whole prompts are drawn; `prompts[i]` names the
+    prompt of pair i.
     """
-    index = {cluster: position for position, cluster in enumerate(dict.fromkeys(clusters))}
-    of_pair = np.array([index[cluster] for cluster in clusters])
-    sizes = np.bincount(of_pair)  # pairs of each prompt
-    hits = np.bincount(of_pair, weights=correct.astype(np.float64))
-    draws = np.random.default_rng(seed).integers(len(sizes), size=(resamples, len(sizes)))
-    means = hits[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    found = {}
+    for name, values in of_pair.items():
+        found[name], found[f"{name}_ci_low"], found[f"{name}_ci_high"] = mean_interval(values, prompts, seed=seed)
+    return found

@@ -5,7 +5,7 @@ Minimises -log π([y_a, y_b] | x) over the tokens of both answers and their mark
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -110,6 +110,8 @@ class PretrainTrainer(SFTTrainer):
         NonFiniteLossError: the loss of a batch is NaN or infinite.
     """
 
+    write_card: Callable[[], None] | None = None
+
     def __init__(
         self,
         model: PreTrainedModel | nn.Module,
@@ -143,3 +145,8 @@ class PretrainTrainer(SFTTrainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self.judge_config.save(output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""
+        if self.write_card is not None:
+            self.write_card()

@@ -15,6 +15,7 @@ from reward.training.pretrain import PretrainConfig, PretrainTrainer, encode_unl
 from reward.types import Pair
 from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
+from tests.model_cards import check_card
 
 # Plain SGD shows a gradient of the wrong size, which Adam would hide. Two steps, so that the second one starts from
 # weights that the first one moved.
@@ -82,6 +83,17 @@ def test_stage_2_on_two_ranks_trains_the_weights_of_one(toy, tmp_path):
     judgments = judge.compare([Pair(row.prompt, row.chosen, row.rejected) for row in held_out])
     assert sum(judgment.prob_a > 0.5 for judgment in judgments) / len(held_out) == reported["eval_accuracy"]
 
+    card, facts, shown = check_card(tmp_path / "two")
+    assert card.data.tags == ["gram-rlhf", "reward-model", "generative-judge"]
+    assert card.data.base_model is None, "a folder is no name on the hub"
+    assert facts["prompt"].startswith("`compact`, sha256 `")
+    assert facts["labels"] == "`A` and `B`, in the order of reading"
+    assert facts["label smoothing"].startswith("ε = 0.05, target weights (0.95, 0.05): the paper's convention; torch's")
+    assert facts["order policy"] == "each pair in one order, drawn anew every epoch; held-out pairs in both"
+    assert {"accuracy", "order_consistency", "first_position", "label_mass", "loss"} <= set(shown)
+    assert "not computed" not in str(shown)
+    assert not (tmp_path / "two" / "checkpoint-1" / "README.md").exists()
+
 
 SCRIPT = """
 import json, sys, torch
@@ -145,6 +157,7 @@ def test_stage_1_on_two_ranks_trains_the_weights_of_one(toy, tmp_path):
     done = run_deepspeed(
         [
             PRETRAIN, "--model_name_or_path", toy, "--dataset", write_rows(tmp_path / "rows.jsonl", rows),
+            "--eval_dataset", write_rows(tmp_path / "held_out.jsonl", rows[:5]),
             "--prompt", "compact", "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2,
             "--gradient_accumulation_steps", 2, "--save_strategy", "no", "--disable_tqdm", "true", *flags(SGD),
         ]
@@ -160,4 +173,8 @@ def test_stage_1_on_two_ranks_trains_the_weights_of_one(toy, tmp_path):
     trainer.save_model()
     assert weights_differ_by(tmp_path / "two", tmp_path / "one") < 1e-5
     assert weights_differ_by(tmp_path / "two", toy) > 1e-2
+    card, facts, shown = check_card(tmp_path / "two")
+    assert facts["label smoothing"] == "none: stage 1 reads no labels"
+    assert shown["loss"][1:] == ["not computed"] * 2
+    assert "Preference" not in card.text
     assert torch.isfinite(torch.tensor(trainer.state.log_history[-1]["train_loss"]))

@@ -30,6 +30,7 @@ from reward.types import Group
 from rlhf.launch import parse_args
 from tests.conftest import REPOSITORY
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
+from tests.model_cards import check_card
 
 QUIET = {
     "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no",
@@ -348,6 +349,12 @@ def test_the_recipe_trains_reports_and_records(toy, tmp_path):
     assert reported["eval_accuracy_ci_low"] <= reported["eval_accuracy"] <= reported["eval_accuracy_ci_high"]
     assert '"margin_column": "gap"' in (tmp_path / "out" / "run.json").read_text()
     assert (tmp_path / "out" / "training.png").is_file()
+    card, facts, held_out = check_card(tmp_path / "out")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-classification")
+    assert facts["base model"] == f"`{toy}`, with a LoRA adapter"
+    assert (facts["train pairs"], facts["eval pairs"]) == ("64", "20")
+    assert list(held_out) == ["loss", "accuracy", "margin", "truncated"]
+    assert "not computed" not in str(held_out)
 
 
 @pytest.mark.slow

@@ -8,12 +8,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 from reward.encoding import JudgeConfig
+from reward.evaluation.benchmarks import FORMATS
+from reward.evaluation.records import Record, judged, read_records
+from reward.evaluation.report import evaluate
 from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
+from tests.model_cards import check_card
 
 README = (REPOSITORY / "README.md").read_text()
 IN_SMALL_WORLD = {  # run by test_quickstart.py, where there is a small world
@@ -22,6 +27,7 @@ IN_SMALL_WORLD = {  # run by test_quickstart.py, where there is a small world
     "python recipes/best_of_n.py",
     "python recipes/rank_responses.py",
     "python recipes/evaluate_policy.py",
+    "python recipes/evaluate_reward.py",
 }
 FEW = ["--num_samples", "2", "--max_prompts", "2", "--max_completion_length", "8"]
 MEASURING = {  # what makes a run small, and what it leaves
@@ -42,6 +48,12 @@ def commands() -> list[str]:
 RUNNABLE = [command for command in commands() if command not in BY_MAKE | IN_SMALL_WORLD | {SERVER}]
 
 
+def others() -> str:
+    """The judgments that docs/evaluation.md shows."""
+    text = (REPOSITORY / "docs" / "evaluation.md").read_text()
+    return re.search(r"```json\n(.*?)```", text, re.DOTALL).group(1)
+
+
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toys")
@@ -52,6 +64,15 @@ def toys(tmp_path_factory):
     write_rows(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
     labelled = [{**row, "split": "train" if i % 4 else "test"} for i, row in enumerate(rows)]
     write_rows(folder / "preferences.jsonl", labelled)
+    hhh = [
+        {"input": row["prompt"], "targets": {"choices": [row["chosen"], row["rejected"]], "labels": [1, 0]}}
+        for row in rows[:4]
+    ]
+    write_rows(folder / "harmless.json", hhh)
+    (folder / "others.jsonl").write_text(others())
+    for name in ("ours", "others"):
+        results = evaluate(judged(read_records(folder / "others.jsonl")), "preferences", resamples=100)
+        (folder / f"{name}.json").write_text(json.dumps(results))
     unlabeled = [{"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]]} for row in rows]
     write_rows(folder / "unlabeled.jsonl", unlabeled)
     write_rows(folder / "candidates.jsonl", unlabeled)
@@ -61,7 +82,7 @@ def toys(tmp_path_factory):
 
 def test_the_readme_names_its_commands():
     assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD | {SERVER}
-    assert len(RUNNABLE) == 10
+    assert len(RUNNABLE) == 14
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
@@ -74,6 +95,7 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         "--reward_model": toys / "judge",
         "--output_dir": tmp_path / "out",
         "--dataset": None,
+        "--judgments": None,
     }
     if "--config" in words:  # its models and data are on the hub: flags put toys in their place
         words += ["--model_name_or_path", "x", "--reward_model", "x", "--dataset", "prompts.jsonl", "--output_dir", "x"]
@@ -83,6 +105,12 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         if flag in words:
             at = words.index(flag) + 1
             words[at] = str(value or toys / words[at])
+    if "recipes/evaluate_reward.py" in words:
+        if "--compare" in words:
+            words[-2:] = [str(toys / name) for name in words[-2:]]
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=REPOSITORY)
+        assert "| accuracy |" in done.stdout, done.stderr[-2000:]
+        return
     if words[0] == "python":
         small, made = MEASURING[words[1]]
         run = [sys.executable, *(str(word) for word in words[1:]), *small]
@@ -101,6 +129,20 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     words += [str(word) for item in small.items() for word in item]
     done = run_deepspeed(words[1:], num_ranks=1)
     assert (tmp_path / "out" / "config.json").exists(), done.stdout[-2000:]
+    _, facts, held_out = check_card(tmp_path / "out")
+    assert {"label smoothing", "order policy"} <= {name.removeprefix("judge's ") for name in facts}
+    assert bool(held_out) == ("--eval_split" in words)
+
+
+def test_the_judgments_of_the_documentation_are_read(toys):
+    table = judged(read_records(toys / "others.jsonl"))
+    assert table.ids == ("7", "8")
+    assert table.prob_chosen.tolist()[0] == [1.0, 0.0]
+    assert table.prob_chosen[1, 0] == 0.7
+    assert table.reasons == ("no answer",)
+    columns = re.findall(r"^\| (`.*?) \|", (REPOSITORY / "docs" / "evaluation.md").read_text(), re.MULTILINE)
+    named = {name for column in columns for name in re.findall(r"`(\w+)`", column)}
+    assert {field.name for field in fields(Record)} | {"verdict"} | FORMATS.keys() == named
 
 
 @pytest.mark.parametrize("holds", ["judge.compare(", "rank(reward"])

@@ -8,9 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from recipes import evaluate_reward
 from reward.encoding import JudgeConfig
-from reward.errors import SettingsError
+from reward.errors import DataError, SettingsError
 from reward.evaluation.records import Record, judged, read_records, write_records
 from reward.judges.gram import GramJudge
 from reward.judges.wrappers import BothOrders
@@ -27,6 +26,9 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(REPOSITORY / "recipes")
+    import evaluate_reward
+
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["evaluate_reward.py", *map(str, words)])
         evaluate_reward.main()
@@ -49,7 +51,7 @@ def test_a_checkpoint_is_read_in_both_orders_and_computed_again(pairs, tmp_path,
         timeout=120,
         check=True,
     )
-    assert "24 of 24 pairs" in done.stdout
+    assert "24/24" in done.stderr, "progress"
     assert "judgments per second" in done.stdout
     judge = BothOrders(GramJudge.from_pretrained(str(folder)))
     expected = judge.compare([Pair(as_prompt(row["prompt"]), row["chosen"], row["rejected"]) for row in rows])
@@ -62,6 +64,9 @@ def test_a_checkpoint_is_read_in_both_orders_and_computed_again(pairs, tmp_path,
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["raw"]["accuracy"][0] == np.mean([each.prob_a > 0.5 for each in expected])
     assert results["judge"] == judge.fingerprint
+    seconds = sum(record.seconds for record in read_records(tmp_path / "out" / "judgments.jsonl"))
+    assert results["judgments_per_second"] == pytest.approx(48 / seconds)
+    assert f"{results['judgments_per_second']:.1f} judgments per second." in done.stdout
     even = np.array([each.prob_a > 0.5 for each in expected])[1::2]
     count, (value, low, high) = results["subsets"]["even"]
     assert (count, value) == (12, even.mean())
@@ -113,6 +118,40 @@ def write_judge(folder, probabilities):
     return folder / "j.jsonl"
 
 
+OTHERS = [
+    {"id": "7", "order": "given", "verdict": "A", "model": "GPT-4", "subset": "chat"},
+    {"id": "7", "order": "swapped", "verdict": "B", "model": "GPT-4", "subset": "chat"},
+    {"id": "8", "order": "given", "verdict": "tie", "subset": "chat"},
+    {"id": "8", "order": "swapped", "verdict": None, "reason": "no answer", "subset": "chat"},
+]
+
+
+def test_judgments_of_others_need_three_columns(tmp_path, run):
+    told = run("--judgments", write_rows(tmp_path / "j.jsonl", OTHERS), "--output_dir", tmp_path, "--resamples", 100)
+    raw = json.loads((tmp_path / "results.json").read_text())["raw"]
+    assert (raw["accuracy"][0], raw["no_verdict"][0], raw["order_consistency"][0]) == (0.0, 0.5, 0.0)
+    assert (raw["first_position"][0], raw["ties"][0]) == ((1 + 1 + 0.5) / 3, 1.0)
+    assert "| 1 | no answer |" in told
+    with pytest.raises(DataError, match=r"j\.jsonl, row 2: verdict is 'maybe': choose 'A', 'B', 'tie' or null"):
+        run("--judgments", write_rows(tmp_path / "j.jsonl", [OTHERS[0], OTHERS[1] | {"verdict": "maybe"}]))
+    with pytest.raises(DataError, match=r"row 2: a judgment of the judge x, and the others are of \(none named\)"):
+        run("--judgments", write_rows(tmp_path / "j.jsonl", [OTHERS[0], OTHERS[1] | {"fingerprint": "x"}]))
+    with pytest.raises(DataError, match=r"row 2: pair '7' in the order 'given' was already in row 1"):
+        run("--judgments", write_rows(tmp_path / "j.jsonl", [OTHERS[0], OTHERS[0]]))
+
+
+def test_a_file_of_another_benchmark_is_refused(pairs, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as refused:
+        run("--benchmark", "judgebench", "--dataset", pairs[0], "--reward_model", "m")
+    told = "row 1: expected the fields pair_id, source, question, response_A, response_B, label, found prompt (str), "
+    assert told in str(refused.value)
+    rows = [row | {"id": 5} for row in pairs[1][:2]]
+    twice = write_rows(tmp_path / "twice.jsonl", rows)
+    with pytest.raises(DataError, match=r"ids that come more than once: '5' \(2 times\); make them unique"):
+        run("--dataset", twice, "--reward_model", "m")
+
+
 def test_two_judges_side_by_side(tmp_path, run):
     ours = write_judge(tmp_path / "a", [(0.9, 0.8)] * 30 + [(0.3, 0.2)] * 10)
     theirs = write_judge(tmp_path / "b", [(0.9, 0.8)] * 20 + [(0.9, 0.05)] * 10 + [(0.3, 0.2)] * 10)
@@ -133,6 +172,7 @@ def test_two_judges_side_by_side(tmp_path, run):
     assert results["raw"]["first_position"][0] == (20 * 1 + 10 * 2 + 10 * 1) / 80
     assert results["official"]["helpful"][0] == 0.5
     assert results["official"]["mean"] == [None, None, None]
+    assert results["judgments_per_second"] is None, "the records do not say"
     with pytest.raises(SettingsError, match="0 pairs are in the second alone and 1 in the first alone"):
         run("--compare", a, c)
 
@@ -140,7 +180,8 @@ def test_two_judges_side_by_side(tmp_path, run):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "no --dataset is given"),
+        (["--reward_model", "m"], "no --dataset is given"),
+        (["--benchmark", "llmbar"], "no --dataset is given"),
         (["--benchmark", "mmlu"], "--benchmark mmlu is unknown: choose one of preferences"),
         (["--resamples", "1"], "--resamples 1: give 100 or more"),
         (["--judgments", "j.jsonl", "--reward_model", "m"], "--reward_model is not read with --judgments"),

@@ -248,6 +248,10 @@ def test_every_judged_step_reports_its_judging(policy, tmp_path):
     assert wanted | timed | {"rewards/gram/mean"} <= set(train), wanted - set(train)
     assert {f"eval_{name}" for name in wanted} <= set(evaluation)
     assert train["reward/gram/judgments"] == 2 * 6, "two groups of four: six pairs each"
+    for name in ("scores", "win_rate_vs_initial"):
+        low, high = (evaluation[f"eval_objective/{name}_ci_{end}"] for end in ("low", "high"))
+        assert low <= evaluation[f"eval_objective/{name}"] <= high
+    assert not any("_ci_" in name for name in train)
     assert evaluation["eval_reward/gram/judgments"] == 4, "four prompts with two responses, one pair each"
     assert train["rewards/gram/mean"] == pytest.approx(0.5, abs=1e-6), "a round robin is zero-sum"
     assert sum(train[f"reward/gram/margin_{low / 5}_{(low + 1) / 5}"] for low in range(5)) == pytest.approx(1.0)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from reward.encoding import JudgeConfig
 from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import TOPICS, save_toy_model, write_rows
+from tests.model_cards import check_card
 
 RECIPE = REPOSITORY / "recipes" / "ppo_gram.py"
 
@@ -49,7 +50,9 @@ def run(command):
 
 
 def test_a_yaml_file_is_a_run(toys, tmp_path):
-    names = iter(flags(toys, tmp_path / "out", max_steps=4))
+    held_out = write_rows(tmp_path / "held_out.jsonl", [{"prompt": f"What is {topic}?"} for topic in TOPICS[:3]])
+    more = {"eval_dataset": held_out, "reward_reference": "initial", "per_device_eval_batch_size": 2}
+    names = iter(flags(toys, tmp_path / "out", max_steps=4, save_strategy="steps", save_steps=1, **more))
     lines = [f"{flag[2:]}: {value}" for flag, value in zip(names, names, strict=True)]
     (tmp_path / "run.yaml").write_text("\n".join(lines) + "\nlearning_rate: 1e-3\n")
     status, output = run([sys.executable, RECIPE, "--config", tmp_path / "run.yaml", "--max_steps", 2])
@@ -60,6 +63,14 @@ def test_a_yaml_file_is_a_run(toys, tmp_path):
     assert record["prompts"] == {"kept": 16, "dropped": 0, "rendering": "chat_template"}
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert 0 < history[0]["objective/scores"] < 1
+    card, facts, shown = check_card(tmp_path / "out")
+    assert card.data.tags == ["gram-rlhf", "ppo"], "not TRL's draft of a checkpoint"
+    assert {"objective/scores", "objective/win_rate_vs_initial"} <= set(shown)
+    assert "not computed" not in shown["objective/scores"] + shown["objective/win_rate_vs_initial"]
+    assert facts["reward"].startswith(f"reward `gram`, model `{toys / 'judge'}`")
+    assert facts["judge's prompt"].startswith("`compact`")
+    assert facts["judge's order policy"] == "every pair is judged in both orders and averaged"
+    assert (facts["reference"], facts["prompts kept"]) == ("initial", "16")
     assert {"reward/gram/order_consistency", "reward/gram/label_mass", "reward/gram/truncated"} <= set(history[0])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LAUNCHER_MARKS, REPOSITORY, run_deepspeed
+from tests.conftest import LAUNCHER_MARKS, REPOSITORY, SHARED, requires_shared, run_deepspeed
 
 REQUIRED = (
     "judge_accuracy",
@@ -114,3 +114,50 @@ def test_rankings_and_policy_evaluation_run_without_models_or_data(small_world, 
     assert gold["against"]["best of 4"]["win_rate"][2] < 0.5
     low, high = gold["against"]["initial"]["win_rate"][1:]
     assert low < 0.5 < high
+
+
+@pytest.fixture
+def evaluate(small_world):
+    def run(*words):
+        command = [sys.executable, REPOSITORY / "recipes" / "evaluate_reward.py", *words]
+        environment = {**os.environ, "GRAM_SMALL_WORLD": small_world}
+        words = [str(word) for word in command]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def world(small_world, monkeypatch):
+    monkeypatch.setenv("GRAM_SMALL_WORLD", small_world)
+    monkeypatch.syspath_prepend(REPOSITORY / "recipes")
+    import small_world_cache
+
+    return small_world_cache.folder()
+
+
+def test_the_judge_is_evaluated_without_flags(world, evaluate, tmp_path):
+    told = evaluate("--output_dir", tmp_path, "--max_items", 100)
+    results = json.loads((tmp_path / "results.json").read_text())
+    _, low, high = results["raw"]["accuracy"]
+    assert low - 0.02 < json.loads((world / "built.json").read_text())["judge"]["eval_accuracy"] < high + 0.02
+    assert results["judgments_per_second"] > 10
+    assert f"# preferences: {results['pairs']} pairs" in told
+    assert {"order_consistency", "first_position", "ties", "no_verdict", "label_mass"} <= results["raw"].keys()
+
+
+@requires_shared
+def test_the_judge_reads_a_real_benchmark(world, evaluate, tmp_path):
+    """Near chance, as a judge of another world must be: what counts is that every row becomes two judgments."""
+    files = sorted((SHARED / "data" / "benchmarks" / "llmbar").glob("**/dataset.json"))
+    assert len(files) == 5
+    words = ["--reward_model", world / "judge", "--benchmark", "llmbar", "--dataset", *files, "--max_items", 12]
+    evaluate(*words, "--output_dir", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["pairs"], results["raw"]["no_verdict"][0]) == (12, 0.0)
+    assert len((tmp_path / "judgments.jsonl").read_text().splitlines()) == 24
+    assert 0 < results["raw"]["label_mass"][0] < 1
+    assert set(results["official"]) - {"Adversarial"} == set(results["subsets"])
+    assert (tmp_path / "report.md").read_text().startswith("# llmbar: 12 pairs")

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.best_of_n import (
-    bootstrap_interval,
     kl_upper_bound,
     knockout,
     linear_scan,
@@ -101,12 +100,3 @@ def test_the_bound_on_kl():
     u = (np.arange(200_000) + 0.5) / 200_000
     density = 16 * u**15
     assert kl_upper_bound(16) == pytest.approx(np.mean(density * np.log(density)), abs=1e-5)
-
-
-def test_the_interval_covers_the_mean_and_leaves_missing_prompts_out():
-    values = np.array([0.0, 1.0, math.nan, 1.0, 0.0] * 40)
-    low, high = bootstrap_interval(values)
-    assert low < 0.5 < high
-    spread = 1.96 * 0.5 / math.sqrt(160)
-    assert (low, high) == pytest.approx((0.5 - spread, 0.5 + spread), abs=0.01)
-    assert all(map(math.isnan, bootstrap_interval(np.array([math.nan]))))

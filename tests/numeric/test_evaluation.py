@@ -11,6 +11,7 @@ from reward.errors import DataError, SettingsError
 from reward.evaluation import metrics, official
 from reward.evaluation.benchmarks import read_benchmark, read_llmbar_results
 from reward.evaluation.records import Record, judged, read_records, write_records
+from reward.metrics import mean_interval
 from reward.types import Message
 from tests.conftest import SHARED, requires_shared
 from tests.gram_toys import write_rows
@@ -184,6 +185,16 @@ def test_reliability_by_hand():
     assert math.isnan(metrics.calibration_error(np.array([NAN])))
 
 
+def test_every_bin_of_the_diagram_has_the_interval_of_its_pairs():
+    p = np.array([0.81, 0.19, 0.82, 0.83, 0.5, NAN])
+    items = ["a", "a", "b", "c", "d", "e"]
+    tie, eight = metrics.reliability_intervals(p, items, seed=2)
+    assert tie == (0.5, 0.5, 0.5)
+    assert eight == mean_interval(np.array([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "c"], seed=2)
+    assert (eight.value, eight.high) == (0.75, 1.0)
+    assert [row.accuracy for row in metrics.reliability(p)] == [0.5, 0.75]
+
+
 def test_the_temperature_undoes_a_scaled_logit():
     """A judge that is right p of the time at confidence p, its logits halved, is given temperature 1/2."""
     true = np.repeat([0.9, 0.9, 0.6, 0.6], [9, 1, 6, 4])
@@ -229,14 +240,11 @@ def test_accuracy_by_length():
 # --- bootstrap --------------------------------------------------------------------------------------------------------
 
 
-def test_intervals_have_the_width_of_the_binomial():
+def test_the_bootstrap_of_a_mean_is_that_of_any_statistic():
     correct = np.repeat([1.0, 0.0], [300, 100])
-    value, low, high = metrics.mean_interval(correct, range(400))
-    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
-    assert value == 0.75
-    np.testing.assert_allclose([low, high], [0.75 - half, 0.75 + half], atol=0.006)
-    assert metrics.mean_interval(correct, range(400)) == (value, low, high)
-    assert metrics.mean_interval(correct, range(400), seed=1) != (value, low, high)
+    items = np.arange(400) // 3
+    found = metrics.bootstrap(lambda index: {"mean": correct[index].mean()}, items.tolist(), seed=5)["mean"]
+    np.testing.assert_allclose(found, mean_interval(correct, items.tolist(), seed=5), atol=1e-12)
 
 
 def test_items_are_drawn_whole_and_strata_keep_their_size():
@@ -257,8 +265,8 @@ def test_items_are_drawn_whole_and_strata_keep_their_size():
 
 def test_nine_pairs_of_an_item_count_as_one():
     correct = np.repeat([1.0, 0.0], [90, 90])
-    apart = metrics.mean_interval(correct, range(180))
-    together = metrics.mean_interval(correct, np.arange(180) // 9)
+    apart = mean_interval(correct, range(180))
+    together = mean_interval(correct, np.arange(180) // 9)
     np.testing.assert_allclose((together.high - together.low) / (apart.high - apart.low), 3, atol=0.4)
 
 
@@ -266,7 +274,7 @@ def test_the_paired_difference_is_narrow_where_judges_agree():
     ours = np.tile([1.0, 0.0], 200)
     theirs = ours.copy()
     theirs[:20] = 0.0
-    value, low, high = metrics.mean_interval(ours - theirs, range(400))
+    value, low, high = mean_interval(ours - theirs, range(400))
     close(value, 10 / 400)
     half = 1.96 * math.sqrt(0.025 * 0.975 / 400)
     np.testing.assert_allclose([low, high], [0.025 - half, 0.025 + half], atol=0.004)
@@ -304,6 +312,12 @@ def test_rewardbench_names_all_subsets_once():
     weights = [weights for section in official.REWARDBENCH.values() for weights in section.items()]
     assert len(dict(weights)) == len(weights) == 23
     assert sum(dict(weights).values()) == 2985 - 447 + 984
+
+
+def test_rewardbench_weighs_xstest_as_upstream_does():
+    """Its constants have the two counts exchanged; the published Safety numbers are made with them."""
+    p, subsets = parts(xstest_should_refuse=[1], xstest_should_respond=[0])
+    close(official.rewardbench(p, subsets)["Safety"], 250 / 404)
 
 
 def test_judgebench_counts_games():
@@ -397,6 +411,16 @@ def test_every_format_says_what_was_chosen(name, row, expected, tmp_path):
     assert (item.id, item.preference.chosen, item.preference.rejected, item.subset) == expected
     if name != "hhh_alignment":
         assert item.preference.prompt == (Message("user", "q"),)
+
+
+def test_a_configuration_on_the_hub_is_a_subset_of_hhh(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "owner" / "hhh"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: honest\n  data_files: rows.jsonl\n---\n")
+    write_rows(folder / "rows.jsonl", [HHH_ROW])
+    (item,) = read_benchmark("hhh_alignment", ["owner/hhh:honest"], "train")
+    assert (item.id, item.subset, item.preference.chosen) == ("honest/1", "honest", "b")
 
 
 def test_hhh_turns_become_messages(tmp_path):

@@ -295,3 +295,18 @@ def test_prompts_stay_as_they_are():
 def test_bad_prompts(row, message):
     with pytest.raises(DataError, match=f"x, row 1: .*{message}"):
         read_prompts([row], "x")
+
+
+def test_a_configuration_of_a_data_set_is_named_after_a_colon(tmp_path, monkeypatch):
+    """The real `load_dataset`, on a repository that lies in a folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("first", "second"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in ("first", "second"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+    assert list(load_rows("owner/name:second", "train")) == [{"prompt": "second"}]
+    with pytest.raises(DataError, match="the hub data set 'owner/name:third', split 'train', cannot be loaded"):
+        load_rows("owner/name:third", "train")

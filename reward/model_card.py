@@ -1,0 +1,158 @@
+"""The README.md of a trained model, in the hub's format: what it is, from what, how it was made, how good it is.
+
+`render_card` is pure: text from a run's record (`run.json`), what the recipe knows, and metrics. A recipe hands its
+trainer a `write_card`, which is called where TRL would write a draft of its own.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from reward.encoding import JudgeConfig
+from reward.prompts import judge_prompt
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SPEED = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")  # of an evaluation, not of the model
+
+
+def render_card(
+    title: str,
+    what: str,
+    record: Mapping[str, Any],
+    facts: Mapping[str, str | float],
+    metrics: Mapping[str, float],
+    *,
+    pipeline: str = "text-generation",
+    tags: Sequence[str] = (),
+) -> str:
+    """The whole card.
+
+    record: what `rlhf.run_record` wrote: command, commit, versions, settings of `ModelConfig` and `DataArguments`.
+    facts: what else there is to say, in this order. metrics: `eval_NAME` is a held-out value, with its interval where
+    `eval_NAME_ci_low` and `eval_NAME_ci_high` stand beside it; other names are left out.
+    """
+    model, data = record["settings"]["ModelConfig"], record["settings"]["DataArguments"]
+    base, adapter = model["model_name_or_path"], model["use_peft"]
+    header = ModelCardData(
+        base_model=base if _on_hub(base) else None,  # the hub knows no other names
+        datasets=[name for name in data["dataset"] if _on_hub(name)] or None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=pipeline,
+        tags=["gram-rlhf", *tags],
+    )
+    revision = f", revision `{model['model_revision']}`" if _on_hub(base) else ""
+    rows = {"base model": f"`{base}`{revision}{', with a LoRA adapter' if adapter else ''}", "data": _data(data)}
+    rows |= facts
+    lines = [f"# {title}", "", what, "", "| | |", "| --- | --- |"]
+    lines += [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in rows.items()]
+    lines += ["", "## Held out", "", *_held_out(metrics, data)]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    lines += ["", "## How it was made", "", f"    {' '.join(record['command'])}", ""]
+    lines += [
+        f"Commit `{record['commit'] or 'not known'}` of gram-rlhf; started {record['started']}; seed {record['seed']}; "
+        f"ranks {record['world_size']}; {versions}. `run.json` beside this file holds every setting."
+    ]
+    return f"---\n{header.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+def save_card(card: str, folder: str | Path) -> None:
+    """Writes README.md, whole or not at all."""
+    unfinished = Path(folder, "README.md.part")
+    ModelCard(card, ignore_metadata_errors=False).save(unfinished)
+    unfinished.replace(unfinished.with_suffix(""))
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The `run.json` that a run's start has left in `folder`."""
+    return json.loads(Path(folder, "run.json").read_text(encoding="utf-8"))
+
+
+def judge_facts(config: JudgeConfig, orders: str) -> dict[str, str]:
+    """What a generative judge reads and was taught; `orders` says in which reading orders it saw its pairs."""
+    digest = _digest(json.dumps(asdict(judge_prompt(config.prompt))))
+    return {
+        "prompt": f"`{config.prompt}`, sha256 `{digest}`, rendered as {config.rendering or 'the tokenizer has it'}",
+        "labels": f"{' and '.join(f'`{label}`' for label in config.labels)}, in the order of reading",
+        "label smoothing": smoothing_fact(config.label_smoothing),
+        "order policy": orders,
+    }
+
+
+def scorer_facts(chat_template: str | None, smoothing: float) -> dict[str, str]:
+    """What a model that scores responses one by one reads and was taught."""
+    template = f"the tokenizer's chat template, sha256 `{_digest(chat_template)}`" if chat_template else "plain text"
+    return {
+        "prompt": f"the conversation in {template}",
+        "labels": "none: one score a response, the chosen one's higher",
+        "label smoothing": smoothing_fact(smoothing),
+        "order policy": "none: a response is scored alone",
+    }
+
+
+def smoothing_fact(epsilon: float | None) -> str:
+    """ε in both conventions (arXiv 2506.14175 has target weights (1-ε, ε), torch (1-α/2, α/2))."""
+    if epsilon is None:
+        return "none recorded"
+    return (
+        f"ε = {epsilon:g}, target weights ({1 - epsilon:g}, {epsilon:g}): the paper's convention; torch's "
+        f"`label_smoothing`, which the published code sets, would be {2 * epsilon:g}"
+    )
+
+
+def reward_facts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What rewarded a policy: its run's reward flags that are not None, and what a GRAM judge among them reads."""
+    given = {name.removeprefix("reward_"): value for name, value in settings.items() if value is not None}
+    facts = {"reward": ", ".join(f"{name} `{value}`" for name, value in given.items())}
+    if settings["reward"] != "gram":
+        return facts
+    judge = JudgeConfig.load(settings["reward_model"], settings["reward_model_revision"])
+    of_judge = judge_facts(judge, "every pair is judged in both orders and averaged")
+    return facts | {f"judge's {name}": value for name, value in of_judge.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    trained = f"{', '.join(f'`{name}`' for name in data['dataset'])}, split `{data['train_split']}`"
+    return f"{trained}; held out: {_held_out_data(data) or 'nothing'}"
+
+
+def _held_out_data(data: Mapping[str, Any]) -> str:
+    if data["eval_dataset"] is None and data["eval_split"] is None:
+        return ""
+    names = ", ".join(f"`{name}`" for name in data["eval_dataset"] or data["dataset"])
+    return f"{names}, split `{data['eval_split'] or 'test'}`"
+
+
+def _held_out(metrics: Mapping[str, float], data: Mapping[str, Any]) -> list[str]:
+    known = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    rows = [name for name in known if not name.endswith((*_SPEED, "_ci_low", "_ci_high"))]
+    if not rows:
+        return ["Nothing was held out: how good it is on what it has not seen is not known."]
+    lines = [f"On {_held_out_data(data)}; 95 % bootstrap intervals over prompts.", ""]
+    lines += ["| metric | value | low | high |", "| --- | --- | --- | --- |"]
+    for name in rows:
+        bounds = [known.get(f"{name}_ci_{end}") for end in ("low", "high")]
+        lines.append(f"| {name} | {' | '.join(_number(value) for value in (known[name], *bounds))} |")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "not computed" if value is None else f"{value:.4g}"
+
+
+def _cell(value: str | float) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _on_hub(name: str) -> bool:
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
