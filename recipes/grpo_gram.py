@@ -5,6 +5,8 @@
 
 from datasets import Dataset
 from policy_run import (
+    GoldArguments,
+    build_gold,
     describe_run,
     finish,
     in_small_world,
@@ -24,13 +26,14 @@ from reward.training.weights import quantization_of
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.judged import check_data
 from rlhf.launch import parse_args, run_main, start, write_run_record
+from rlhf.overoptimization import OverOptimization
 
 
 def main() -> None:
     start()
     small_world = in_small_world()
-    data, reward_args, args, model_args = parse_args(
-        (DataArguments, RewardArguments, JudgedGRPOConfig, ModelConfig),
+    data, reward_args, gold_args, args, model_args = parse_args(
+        (DataArguments, RewardArguments, GoldArguments, JudgedGRPOConfig, ModelConfig),
         defaults=small_world_defaults("grpo_small_world.yaml") if small_world else {},
     )
     if reward_args.reward == "help":
@@ -45,10 +48,18 @@ def main() -> None:
     prompts, eval_dataset = read_policy_prompts(data, args, model_args, tokenizer)
     run = describe_run(prompts, args, default_pairing="round_robin")
     reference = check_reward(reward_args, run)
+    gold_flags = gold_args.check(run, args.gold_steps)
     dataset = Dataset.from_list(prompts.rows)
     check_data(dataset, args, reference)
-    needs_initial = bool(args.beta or args.win_rate_steps) or reference == "initial"
-    print_plan(reward_args, args, model_args, critic=False, initial_policy=needs_initial and not model_args.use_peft)
+    needs_initial = bool(args.beta or args.win_rate_steps or args.gold_steps) or reference == "initial"
+    print_plan(
+        reward_args,
+        gold_flags,
+        args,
+        model_args,
+        critic=False,
+        initial_policy=needs_initial and not model_args.use_peft,
+    )
 
     reward = build_reward(reward_args, run)
     args.model_init_kwargs = model_init_kwargs(args, model_args)
@@ -66,10 +77,13 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
         quantization_config=quantization,
     )
+    if args.gold_steps:
+        gold = build_gold(gold_flags, run, small_world)
+        trainer.add_callback(OverOptimization(trainer, eval_dataset, None if gold is None else gold.versus))
     if trainer.accelerator.is_main_process:
         write_run_record(
             args.output_dir,
-            (data, reward_args, args, model_args),
+            (data, reward_args, gold_args, args, model_args),
             {
                 "reference": reference,  # the flag may leave it to the default
                 "prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering},

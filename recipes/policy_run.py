@@ -1,6 +1,7 @@
 """What `ppo_gram.py` and `grpo_gram.py` do alike: the small world, prompts that fit, the memory plan, a run's end."""
 
 import json
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-from reward.config import RewardArguments, Run, plan_reward
+from reward.config import Reward, RewardArguments, Run, build_reward, check_reward, plan_reward
 from reward.errors import SettingsError
 from reward.model_card import read_record, render_card, reward_facts, save_card
 from reward.placement import parameter_count
+from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
 from reward.training.data import read_prompts
 from reward.trl_signature import require_whole_groups
@@ -24,6 +26,42 @@ from rlhf.prompts import PolicyPrompts, fit_prompts
 CONFIGS = Path(__file__).parent / "configs"
 
 
+@dataclass
+class GoldArguments:
+    """The reward that a run is measured by and not trained on."""
+
+    gold_reward: str | None = field(
+        default=None, metadata={"help": "A second reward that is only measured: FILE.yaml or package.module:factory."}
+    )
+
+    def check(self, run: Run, gold_steps: int = 1) -> RewardArguments | None:
+        """The gold reward as reward flags, None where none is named.
+
+        Raises:
+            SettingsError: it cannot be built, or would never be asked.
+        """
+        if self.gold_reward is None:
+            return None
+        if not gold_steps:
+            raise SettingsError(
+                f"--gold_reward {self.gold_reward} is asked every --gold_steps optimizer steps, and that is 0: say how "
+                "often"
+            )
+        arguments = RewardArguments(reward=self.gold_reward)
+        try:
+            check_reward(arguments, run)
+        except SettingsError as error:
+            raise SettingsError(f"--gold_reward {self.gold_reward}: {error}") from error
+        return arguments
+
+
+def build_gold(arguments: RewardArguments | None, run: Run, small_world: bool) -> Reward | None:
+    """What `GoldArguments.check` returned, built; without it the small world's hidden truth, and elsewhere None."""
+    if arguments is not None:
+        return build_reward(arguments, run)
+    return Reward(GoldReward(), GoldReward()) if small_world else None
+
+
 def in_small_world() -> bool:
     """Whether this run names neither a model nor data: then it happens in the embedded small world."""
     return not {"model_name_or_path", "dataset"} & explicit_flags()
@@ -31,7 +69,9 @@ def in_small_world() -> bool:
 
 def small_world_defaults(config: str) -> dict:
     """The settings of `configs/{config}`, with the paths of the small world; it need not be built yet."""
-    return yaml.safe_load((CONFIGS / config).read_text()) | small_world_paths("train_prompts.jsonl")
+    held_out = small_world_paths("test_prompts.jsonl")["dataset"]
+    settings = yaml.safe_load((CONFIGS / config).read_text())
+    return settings | small_world_paths("train_prompts.jsonl") | {"eval_dataset": held_out}
 
 
 def small_world_paths(prompts: str) -> dict:
@@ -68,6 +108,11 @@ def read_policy_prompts(
     """The training prompts and the evaluation data set, without the prompts that leave a response no room."""
     prompts = _fit(data.read_train(read_prompts, args.seed), ", ".join(data.dataset), args, model_args, tokenizer)
     held_out = data.read_eval(read_prompts, args.seed)
+    if args.gold_steps and not held_out:
+        raise SettingsError(
+            f"--gold_steps {args.gold_steps} measures on held-out prompts, and there are none: name --eval_dataset or "
+            "--eval_split, or leave it at 0"
+        )
     if not held_out:
         return prompts, None
     require_whole_groups(  # the configuration knows of no data, and checks it only for --eval_strategy
@@ -96,7 +141,13 @@ def describe_run(prompts: PolicyPrompts, args: GRPOConfig, default_pairing: str)
 
 
 def print_plan(
-    reward_args: RewardArguments, args: GRPOConfig, model_args: ModelConfig, *, critic: bool, initial_policy: bool
+    reward_args: RewardArguments,
+    gold_args: RewardArguments | None,
+    args: GRPOConfig,
+    model_args: ModelConfig,
+    *,
+    critic: bool,
+    initial_policy: bool,
 ) -> None:
     """Which model will be where, and its bytes; counted from configurations, before any weights load."""
     if args.process_index != 0:
@@ -112,7 +163,8 @@ def print_plan(
         ranks=args.world_size,
         dtype_bytes=2 if model_args.dtype in ("bfloat16", "float16") else 4,
     )
-    print(render([*plan, *plan_reward(reward_args)]))
+    gold = () if gold_args is None else plan_reward(gold_args)
+    print(render([*plan, *plan_reward(reward_args), *(replace(each, model=f"gold {each.model}") for each in gold)]))
 
 
 def _policy_config(args: GRPOConfig, model_args: ModelConfig):

@@ -40,9 +40,10 @@ class JudgedGRPOConfig(JudgedArguments, GRPOConfig):
                 f"--reward_weights {self.reward_weights} means nothing here: there is one reward function, and sums of "
                 "rewards are made by the reward backend"
             )
-        if self.sync_ref_model and self.win_rate_steps:
+        if self.sync_ref_model and (self.win_rate_steps or self.gold_steps):
             raise SettingsError(
-                "--sync_ref_model moves the policy that the win rate is measured against: choose --win_rate_steps 0"
+                "--sync_ref_model moves the policy that win rate and over-optimisation are measured against: choose "
+                "--win_rate_steps 0 and --gold_steps 0"
             )
         if not torch.cuda.is_available():
             self.use_cpu = True
@@ -107,7 +108,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
             quantization_config=quantization_config,
             tools=tools,
         )
-        needs_initial = bool(args.win_rate_steps) or reference == "initial"
+        needs_initial = bool(args.win_rate_steps or args.gold_steps) or reference == "initial"
         initial_policy = self.ref_model
         if needs_initial:
             refuse_loaded_adapter(self, peft_config)

@@ -49,12 +49,23 @@ class JudgedArguments:
         default=10, metadata={"help": "Rollouts between two win rates against the initial policy; 0 is never."}
     )
     sample_steps: int = field(default=10, metadata={"help": "Optimizer steps between two sample tables; 0 is never."})
+    gold_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps between two measurements of proxy, gold and KL on fixed evaluation prompts "
+            "(overoptimization.jsonl); 0 is never."
+        },
+    )
+    gold_prompts: int = field(default=64, metadata={"help": "How many evaluation prompts are measured on."})
 
     def check_judged(self) -> None:
-        """Raises SettingsError: a rate that is none, or a group that would lie on two ranks."""
+        """Raises SettingsError: a rate or a number that is none, or a group that would lie on two ranks."""
         for name in ("max_no_verdict_rate", "min_order_consistency"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"--{name} {getattr(self, name)} is not a share between 0 and 1")
+        for name, least in (("gold_steps", 0), ("gold_prompts", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"--{name} {getattr(self, name)}: give {least} or more")
         require_whole_groups(
             per_device_batch_size=self.per_device_train_batch_size,
             steps_per_generation=self.steps_per_generation,
@@ -137,7 +148,7 @@ class JudgedRollout:
         normaliser: Normaliser | None,
     ):
         self._trainer = trainer
-        self._references = references
+        self.references = references
         self.backend = backend
         self.versus = versus
         self.reference = reference
@@ -164,7 +175,7 @@ class JudgedRollout:
         unique = prompts[::size]
         with self.phases("rollout"):
             references = self._of_groups(unique, columns.get("reference"), size)
-            rivals = self._references.initial(unique) if self._win_rate_is_due() else None
+            rivals = self.references.initial(unique) if self._win_rate_is_due() else None
         groups = groups_from_rows(prompts, completions, size, references, columns)
         started = time.perf_counter()
         with self.phases("judging"):
@@ -190,8 +201,8 @@ class JudgedRollout:
         if self.reference == "dataset":
             return list(column[::size])
         if self.reference == "greedy":
-            return self._references.current(prompts)
-        return self._references.initial(prompts)
+            return self.references.current(prompts)
+        return self.references.initial(prompts)
 
     @property
     def number(self) -> int:

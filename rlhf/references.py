@@ -1,14 +1,26 @@
-"""Greedy responses of the current and of the initial policy: what sampled ones are measured against.
+"""What the current and the initial policy say outside TRL's own rollout: the one place that decodes there.
 
-The one place that decodes outside TRL's own rollout.
+Greedy responses are what sampled ones are measured against; samples at temperature 1 measure how far the policy is.
+
+Legend: B prompts, P prompt tokens, T response tokens.
 """
+
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import is_peft_model
+from torch import Tensor
 from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
-from trl.trainer.utils import add_fused_lm_head, create_model_from_path, get_config_model_id, pad, use_adapter
+from trl.trainer.utils import (
+    add_fused_lm_head,
+    create_model_from_path,
+    get_config_model_id,
+    pad,
+    selective_log_softmax,
+    use_adapter,
+)
 
 from reward.errors import SettingsError
 from reward.types import Prompt, as_prompt
@@ -36,8 +48,23 @@ def refuse_loaded_adapter(trainer: GRPOTrainer, peft_config) -> None:
         )
 
 
+_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # the policy's own distribution
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Responses as tokens and as text; an end token is part of its response, what follows it is not."""
+
+    prompt_ids: Tensor  # (B, P), padded on the left
+    prompt_mask: Tensor  # (B, P)
+    ids: Tensor  # (B, T), padded on the right
+    mask: Tensor  # (B, T)
+    ended: Tensor  # (B,), False where the response was cut off at the longest length
+    texts: list[str]
+
+
 class References:
-    """Greedy responses, one a prompt, from the policy of `trainer`.
+    """Responses of the policy of `trainer`, one a prompt.
 
     Every rank calls together: decoding under ZeRO-3 is a collective.
 
@@ -47,7 +74,7 @@ class References:
 
     def __init__(self, trainer: GRPOTrainer, initial_policy: torch.nn.Module | None):
         self._trainer = trainer
-        self._initial_policy = initial_policy
+        self.initial_policy = initial_policy
         self._known: dict[Prompt, str] = {}  # the initial policy's responses
         self._settings = {
             "do_sample": False,
@@ -60,7 +87,7 @@ class References:
 
     def current(self, prompts: list) -> list[str]:
         """The current policy's responses."""
-        return self._decode(self._trainer.model_wrapped, prompts)
+        return self._decode(self._trainer.model_wrapped, prompts).texts
 
     def initial(self, prompts: list) -> list[str]:
         """The initial policy's responses, each prompt decoded once in a run."""
@@ -68,33 +95,77 @@ class References:
         keys = [as_prompt(prompt) for prompt in prompts]
         missing = torch.tensor([any(key not in self._known for key in keys)], device=accelerator.device)
         if accelerator.gather(missing).any():  # all ranks decode or none
-            if self._initial_policy is None:
+            if self.initial_policy is None:
                 with use_adapter(accelerator.unwrap_model(self._trainer.model), adapter_name=None):
                     responses = self._decode(self._trainer.model_wrapped, prompts)
             else:
-                responses = self._decode(self._initial_policy, prompts)
-            self._known.update(zip(keys, responses, strict=True))
+                responses = self._decode(self.initial_policy, prompts)
+            self._known.update(zip(keys, responses.texts, strict=True))
         return [self._known[key] for key in keys]
 
+    def sample(self, prompts: list, seed: int) -> Decoded:
+        """The current policy's responses, sampled at temperature 1 without filters.
+
+        The random state of the run stays as it is: training goes on as if nothing had been sampled.
+        """
+        device = self._trainer.accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return self._decode(self._trainer.model_wrapped, prompts, _SAMPLING)
+
+    def log_ratio(self, decoded: Decoded) -> Tensor:
+        """log π(response) - log π_initial(response) at temperature 1, (B,): its mean over samples of π is the KL."""
+        current = self._logprob(self._trainer.model, decoded)
+        if self.initial_policy is not None:
+            return current - self._logprob(self.initial_policy, decoded)
+        with use_adapter(self._trainer.accelerator.unwrap_model(self._trainer.model), adapter_name=None):
+            return current - self._logprob(self._trainer.model, decoded)
+
     @torch.no_grad()
-    def _decode(self, model: torch.nn.Module, prompts: list) -> list[str]:
-        trainer = self._trainer
+    def _logprob(self, model: torch.nn.Module, decoded: Decoded) -> Tensor:
+        """(B,). Not TRL's fused head, which divides by the run's temperature."""
+        mask = torch.cat([decoded.prompt_mask, decoded.mask], dim=1)
+        training = model.training
+        model.eval()
+        with self._trainer.accelerator.autocast():
+            logits = model(
+                input_ids=torch.cat([decoded.prompt_ids, decoded.ids], dim=1),
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                logits_to_keep=decoded.ids.size(1) + 1,
+                use_cache=False,
+            ).logits[:, :-1]  # (B, T, V)
+        model.train(training)
+        return (selective_log_softmax(logits.float(), decoded.ids) * decoded.mask).sum(1)
+
+    @torch.no_grad()
+    def _decode(self, model: torch.nn.Module, prompts: list, sampling: dict | None = None) -> Decoded:
+        trainer, settings = self._trainer, self._settings | (sampling or {})
         device = trainer.accelerator.device
         ids, _, _ = trainer._tokenize_prompts(prompts)
         rows = [torch.tensor(row) for row in ids]
-        padded = pad(rows, padding_value=trainer._tokenizer.pad_token_id, padding_side="left")
-        mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left")
+        padded = pad(rows, padding_value=trainer._tokenizer.pad_token_id, padding_side="left").to(device)
+        mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left").to(device)
         with unwrap_model_for_generation(
             model,
             trainer.accelerator,
             gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
-            generation_kwargs=self._settings,  # in place of the model's own, which would fill what is left open
+            generation_kwargs=settings,  # in place of the model's own, which would fill what is left open
         ) as unwrapped:
             training = unwrapped.training
             out = unwrapped.eval().generate(
-                input_ids=padded.to(device),
-                attention_mask=mask.to(device),
-                generation_config=GenerationConfig(**self._settings, disable_compile=True),
+                input_ids=padded,
+                attention_mask=mask,
+                generation_config=GenerationConfig(**settings, disable_compile=True),
             )
             unwrapped.train(training)
-        return trainer._tokenizer.batch_decode(out[:, padded.size(1) :], skip_special_tokens=True)
+        written = out[:, padded.size(1) :]
+        ends = torch.isin(written, torch.tensor(trainer.eos_token_ids, device=device)).long()
+        return Decoded(
+            prompt_ids=padded,
+            prompt_mask=mask,
+            ids=written,
+            mask=(ends.cumsum(1) - ends == 0).long(),
+            ended=ends.any(1),
+            texts=trainer._tokenizer.batch_decode(written, skip_special_tokens=True),
+        )

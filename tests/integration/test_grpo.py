@@ -184,7 +184,7 @@ def test_the_win_rate_is_measured_against_the_initial_policys_greedy_response(po
     logged = ["objective/win_rate_vs_initial" in entry for entry in trainer.state.log_history[:4]]
     assert logged == [True, False, True, False]
     for group in versus.groups:
-        assert [group.reference] == trainer.rollout._references.initial([group.prompt[0].content])
+        assert [group.reference] == trainer.rollout.references.initial([group.prompt[0].content])
         assert group.responses[-1] == group.reference
     first = [group for group in versus.groups[:2]]
     wins = [
@@ -196,22 +196,22 @@ def test_the_win_rate_is_measured_against_the_initial_policys_greedy_response(po
 
 
 def test_no_copy_of_the_initial_policy_is_loaded_for_nothing(policy, tmp_path):
-    assert make_trainer(policy, tmp_path, Judged(len)).rollout._references._initial_policy is None
+    assert make_trainer(policy, tmp_path, Judged(len)).rollout.references.initial_policy is None
     kept = make_trainer(policy, tmp_path, Judged(len), win_rate_steps=1)
-    assert kept.rollout._references._initial_policy is not None
+    assert kept.rollout.references.initial_policy is not None
     assert kept.ref_model is None, "TRL's own stays off: beta is 0"
     with_kl = make_trainer(policy, tmp_path, Judged(len), win_rate_steps=1, beta=0.1)
-    assert with_kl.rollout._references._initial_policy is with_kl.ref_model
+    assert with_kl.rollout.references.initial_policy is with_kl.ref_model
 
 
 def test_the_initial_policy_stays_what_it_was(policy, tmp_path):
     trainer = make_trainer(policy, tmp_path, Judged(count_e), win_rate_steps=1, learning_rate=5e-2, max_steps=4)
-    before = trainer.rollout._references.initial(PROMPTS)
-    assert before == trainer.rollout._references.current(PROMPTS)
+    before = trainer.rollout.references.initial(PROMPTS)
+    assert before == trainer.rollout.references.current(PROMPTS)
     trainer.train()
-    trainer.rollout._references._known.clear()
-    assert trainer.rollout._references.initial(PROMPTS) == before
-    assert trainer.rollout._references.current(PROMPTS) != before
+    trainer.rollout.references._known.clear()
+    assert trainer.rollout.references.initial(PROMPTS) == before
+    assert trainer.rollout.references.current(PROMPTS) != before
 
 
 def test_with_an_adapter_the_initial_policy_is_the_base(policy, tmp_path):
@@ -219,11 +219,11 @@ def test_with_an_adapter_the_initial_policy_is_the_base(policy, tmp_path):
     data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 4])
     adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     trainer = JudgedGRPOTrainer(policy, Judged(count_e), args, data, peft_config=adapter)
-    before = trainer.rollout._references.initial(PROMPTS)
+    before = trainer.rollout.references.initial(PROMPTS)
     trainer.train()
-    trainer.rollout._references._known.clear()
-    assert trainer.rollout._references.initial(PROMPTS) == before
-    assert trainer.rollout._references.current(PROMPTS) != before
+    trainer.rollout.references._known.clear()
+    assert trainer.rollout.references.initial(PROMPTS) == before
+    assert trainer.rollout.references.current(PROMPTS) != before
 
 
 # --- what a judged step reports ---------------------------------------------------------------------------------------
