@@ -2,12 +2,13 @@
 
 The KL is that of whole responses, sampled at temperature 1, to the initial policy, so that runs of PPO and GRPO lie on
 one axis (Gao et al. 2022, arXiv 2210.10760). A measurement is one line of `overoptimization.jsonl` in the output
-folder. Every response, early and late, is sampled with the same random numbers: what differs is the policy.
+folder. Every response, early or late, is sampled with the same random numbers: what differs is the policy.
 """
 
 import hashlib
 import json
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ class OverOptimization(TrainerCallback):
     A continued run keeps the lines up to its checkpoint and adds to them.
 
     Args:
-        prompts: held-out rows; `gold_prompts` of them, evenly spaced, are the fixed prompts.
+        prompts: held-out rows; `gold_prompts` of them, drawn once, are the fixed prompts.
         gold: scores responses likewise and is never trained on; None measures all but the gold score.
 
     Raises:
@@ -94,7 +95,8 @@ class OverOptimization(TrainerCallback):
     def __init__(self, trainer: GRPOTrainer, prompts: Dataset, gold: RewardBackend | None):
         count = min(trainer.args.gold_prompts, len(prompts))
         self._trainer = trainer
-        self._rows = [prompts[index * len(prompts) // count] for index in range(count)]
+        # The same ones whatever the run's seed; at random, because data sets repeat themselves at regular distances.
+        self._rows = [prompts[index] for index in random.Random(0).sample(range(len(prompts)), count)]
         self._gold = gold
         texts = json.dumps([row["prompt"] for row in self._rows])
         self._yardstick = {

@@ -1,0 +1,384 @@
+"""Over-optimisation measured on a tiny policy: KL, sampling, what training keeps, resuming, plots."""
+
+import csv
+import importlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from recipes import plot_overoptimization
+from reward.config import Run
+from reward.errors import DataError, SettingsError
+from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
+from rlhf.overoptimization import (
+    FILE_NAME,
+    OverOptimization,
+    Sampled,
+    distinct_2,
+    fit_gao,
+    gao_curve,
+    read_lines,
+    summary,
+    type_token_ratio,
+)
+from rlhf.ppo import PPOTrainer
+from rlhf.ppo_config import PPOConfig
+from rlhf.references import References
+from tests.conftest import REPOSITORY
+from tests.gram_toys import save_toy_model
+from tests.ppo_toys import PROMPTS, Judged, count_e
+
+HELD_OUT = ["Say tea", "Tell me all about rivers and maps", "Tell me about birds"]
+CLOCKS = ("seconds", "share", "step_time", "train_runtime", "train_samples", "train_steps", "judgments_per_second")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return str(save_toy_model(tmp_path_factory.mktemp("policy")))
+
+
+def make_trainer(policy, output_dir, trainer_type=JudgedGRPOTrainer, peft_config=None, **settings):
+    config = PPOConfig if trainer_type is PPOTrainer else JudgedGRPOConfig
+    args = config(
+        output_dir=str(output_dir),
+        **{
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 2,
+            "max_completion_length": 6,
+            "max_steps": 4,
+            "learning_rate": 2e-2,
+            "gold_steps": 1,
+            "win_rate_steps": 0,
+            "sample_steps": 0,
+            "report_to": "none",
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **({} if trainer_type is PPOTrainer else {"num_generations": 4}),
+            **settings,
+        },
+    )
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 4])
+    reference = "initial" if trainer_type is PPOTrainer else None
+    return trainer_type(policy, Judged(count_e), args, data, reference=reference, peft_config=peft_config)
+
+
+def watch(trainer, gold=None):
+    callback = OverOptimization(trainer, Dataset.from_list([{"prompt": prompt} for prompt in HELD_OUT]), gold)
+    trainer.add_callback(callback)
+    return callback
+
+
+def measured(folder):
+    return [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
+
+
+def logprobs(model, decoded):
+    """log π(response | prompt) of each row alone, without padding: the definition."""
+    found = []
+    for prompt, asked, ids, mask in zip(
+        decoded.prompt_ids, decoded.prompt_mask, decoded.ids, decoded.mask, strict=True
+    ):
+        prompt, ids = prompt[asked.bool()], ids[mask.bool()]
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
+        found.append(logits.log_softmax(-1).gather(1, ids[:, None]).sum())
+    return torch.stack(found)
+
+
+# --- sampling and KL --------------------------------------------------------------------------------------------------
+
+
+def test_a_response_is_drawn_from_the_policy_itself_and_leaves_the_random_state(policy, tmp_path):
+    """Neither the run's temperature nor the filters of the model's own generation settings have a say."""
+    trainer = make_trainer(policy, tmp_path, temperature=0.3, max_completion_length=1)
+    trainer.model.generation_config.update(top_k=5, repetition_penalty=3.0, do_sample=True)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        inputs = trainer._tokenizer(PROMPTS[0], return_tensors="pt")
+        wanted = trainer.model(input_ids=inputs["input_ids"]).logits[0, -1].softmax(-1)
+    drawn = trainer.rollout.references.sample([PROMPTS[0]] * 4000, seed=3).ids.flatten()
+    assert torch.equal(torch.get_rng_state(), state)
+    top = wanted.topk(20).indices
+    share = torch.stack([(drawn == token).float().mean() for token in top])
+    errors = (wanted[top] * (1 - wanted[top]) / 4000).sqrt()
+    assert ((share - wanted[top]).abs() < 4.5 * errors).all()
+    rare = torch.isin(drawn, wanted.topk(60).indices, invert=True).float().mean()
+    assert rare.item() == pytest.approx(1 - wanted.topk(60).values.sum().item(), abs=0.03)
+    assert rare > 0.1, "a filter would show"
+    again = trainer.rollout.references.sample([PROMPTS[0]] * 4000, seed=3).ids.flatten()
+    other = trainer.rollout.references.sample([PROMPTS[0]] * 4000, seed=4).ids.flatten()
+    assert torch.equal(drawn, again)
+    assert not torch.equal(drawn, other)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+def test_the_kl_is_that_of_whole_responses_at_temperature_one(policy, tmp_path, lora):
+    peft = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=0.5) if lora else None
+    trainer = make_trainer(policy, tmp_path, temperature=0.7, peft_config=peft, max_steps=3, learning_rate=5e-2)
+    watch(trainer)
+    trainer.train()
+    lines = measured(tmp_path)
+    assert lines[0]["kl"] == 0.0, "the first measurement is that of the initial policy"
+    assert abs(lines[-1]["kl"]) > 0.05
+
+    drawn = trainer.rollout.references.sample(HELD_OUT * 4, seed=1).ids
+    trainer.eos_token_ids = [drawn[0, 2].item(), drawn[1, 4].item()]  # this policy hardly ever ends by itself
+    references = References(trainer, trainer.rollout.references.initial_policy)
+    decoded = references.sample(HELD_OUT * 4, seed=1)
+    ended, lengths = decoded.ended, decoded.mask.sum(1)
+    assert 0 < ended.sum() < len(ended)
+    assert len(set(lengths.tolist())) > 2, "responses of several lengths"
+    for row, length, end in zip(decoded.ids.tolist(), lengths.tolist(), ended.tolist(), strict=True):
+        assert [token in trainer.eos_token_ids for token in row[:length]] == [False] * (length - end) + [True] * end
+        assert end or length == 6
+    trainer.model.train()
+    found = references.log_ratio(decoded)
+    assert trainer.model.training
+    trainer.model.eval()
+    wanted = logprobs(trainer.model, decoded) - logprobs(AutoModelForCausalLM.from_pretrained(policy), decoded)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert wanted.abs().max() > 0.1
+
+
+# --- training goes on as if nothing had been measured -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer_type", [PPOTrainer, JudgedGRPOTrainer])
+def test_training_is_the_same_to_the_last_bit(policy, tmp_path, trainer_type):
+    runs = {}
+    for gold_steps in (0, 1):
+        folder = tmp_path / str(gold_steps)
+        trainer = make_trainer(policy, folder, trainer_type, gold_steps=gold_steps, logging_steps=2)
+        if gold_steps:
+            watch(trainer, gold=Judged(len, name="gold"))
+        trainer.train()
+        log = [entry for entry in trainer.state.log_history if "overopt/kl" not in entry]
+        log = [{name: v for name, v in entry.items() if not name.startswith(CLOCKS)} for entry in log]
+        runs[gold_steps] = [{k: v for k, v in entry.items() if not k.endswith("judgments_per_second")} for entry in log]
+        runs[f"policy {gold_steps}"] = {name: w.clone() for name, w in trainer.model.state_dict().items()}
+    overopt = [entry for entry in trainer.state.log_history if "overopt/kl" in entry]
+    assert [entry["step"] for entry in overopt] == [0, 1, 2, 3, 4]
+    assert all(line["overopt/gold"] > 0 and line["overopt/proxy"] >= 0 for line in overopt)
+    assert [entry["step"] for entry in runs[0]] == [2, 4, 4], "the last is the summary"
+    assert repr(runs[0]) == repr(runs[1])
+    for name, weight in runs["policy 0"].items():
+        assert torch.equal(weight, runs["policy 1"][name]), name
+
+
+def test_the_initial_policy_is_kept_where_nothing_else_needs_it(policy, tmp_path):
+    assert make_trainer(policy, tmp_path, gold_steps=0).rollout.references.initial_policy is None
+    assert make_trainer(policy, tmp_path).rollout.references.initial_policy is not None
+    with pytest.raises(SettingsError, match="--gold_steps 0"):
+        make_trainer(policy, tmp_path, sync_ref_model=True, beta=0.1)
+    for name, value, least in (("gold_steps", -1, 0), ("gold_prompts", 0, 1)):
+        with pytest.raises(SettingsError, match=f"--{name} {value}: give {least} or more"):
+            make_trainer(policy, tmp_path, **{name: value})
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+def test_proxy_and_gold_meet_the_initial_policys_greedy_response(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, max_steps=2, gold_steps=5)
+    gold = Judged(lambda response: math.nan if "e" in response else len(response), name="gold")
+    watch(trainer, gold)
+    trainer.rollout.versus = versus = Judged(len)
+    trainer.train()
+    before, after = measured(tmp_path)
+    assert (before["step"], after["step"]) == (0, 2), "start and end are measured, whatever --gold_steps"
+    assert len(versus.groups) == 2 * len(HELD_OUT)
+    for group in (*versus.groups, *gold.groups):
+        assert [group.reference] == References.initial(trainer.rollout.references, [group.prompt[0].content])
+        assert len(group.responses) == 1
+    first = {group.prompt[0].content: group.responses[0] for group in versus.groups[:3]}
+    assert set(first) == set(HELD_OUT)
+    texts = list(first.values())
+    assert before["proxy"] == pytest.approx(np.mean([len(text) for text in texts]))
+    silent = [text for text in texts if "e" in text]
+    assert 0 < len(silent) < 3, "the seed must give both kinds"
+    assert before["gold_unscored"] == len(silent)
+    assert before["gold"] == pytest.approx(np.mean([len(text) for text in texts if "e" not in text]))
+    assert before["reasons"] == ["the judge was silent"]
+    assert before["proxy_unscored"] == 0
+    assert (before["prompts"], before["proxy_backend"], before["gold_backend"]) == (3, "judged", "gold")
+
+
+def test_what_is_not_known_is_null(policy, tmp_path):
+    trainer = make_trainer(policy, tmp_path, max_steps=1)
+    watch(trainer, gold=None)
+    trainer.train()
+    for line in measured(tmp_path):
+        assert (line["gold"], line["gold_se"], line["gold_backend"], line["gold_unscored"]) == (None, None, None, 3)
+        assert line["reasons"] == []
+    for entry in trainer.state.log_history:
+        assert "overopt/gold" not in entry
+
+
+def test_the_fixed_prompts_are_a_draw_that_no_seed_changes(policy, tmp_path):
+    rows = Dataset.from_list([{"prompt": f"Say {number}"} for number in range(50)])
+    trainers = [make_trainer(policy, tmp_path, gold_prompts=10, seed=seed) for seed in (1, 2)]
+    drawn = [[row["prompt"] for row in OverOptimization(trainer, rows, None)._rows] for trainer in trainers]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 10
+
+
+def test_a_continued_run_adds_to_the_lines_of_its_checkpoint(policy, tmp_path):
+    def run(resume=None, gold="gold", **settings):
+        trainer = make_trainer(policy, tmp_path, PPOTrainer, save_strategy="steps", save_steps=2, **settings)
+        watch(trainer, gold=Judged(len, name=gold))
+        trainer.train(resume_from_checkpoint=resume)
+        return [line["step"] for line in measured(tmp_path)]
+
+    assert run() == [0, 1, 2, 3, 4]
+    kept = (tmp_path / FILE_NAME).read_text().splitlines()
+    assert run(resume=str(tmp_path / "checkpoint-2")) == [0, 1, 2, 3, 4]
+    lines = (tmp_path / FILE_NAME).read_text().splitlines()
+    assert lines[:3] == kept[:3], "not measured again"
+    assert not set(lines[3:]) & set(kept[3:]), "what came after the checkpoint was another run's"
+    assert not list(tmp_path.glob("*.unfinished"))
+    with pytest.raises(SettingsError, match="measured with gold_backend gold and this run has other"):
+        run(resume=str(tmp_path / "checkpoint-2"), gold="other")
+    assert run(max_steps=1) == [0, 1], "a run from the start has lines of its own"
+
+
+def test_lines_by_hand():
+    samples = [
+        Sampled((5, 6, 5, 6), 5, True, 1.0, 0.25, math.nan),
+        Sampled((5, 6, 7), 3, False, -0.5, 0.75, 0.5),
+        Sampled((), 1, True, 0.1, math.nan, math.nan),
+    ]
+    line = summary(samples)
+    assert line["kl"] == pytest.approx(0.2)
+    assert line["kl_se"] == pytest.approx((((0.8**2) + 0.7**2 + 0.1**2) / 2 / 3) ** 0.5)
+    assert (line["proxy"], line["proxy_se"]) == (0.5, pytest.approx(0.25))
+    assert line["gold"] == 0.5
+    assert math.isnan(line["gold_se"])
+    assert (line["length"], line["ended"]) == (3.0, pytest.approx(2 / 3))
+    assert line["type_token_ratio"] == pytest.approx((0.5 + 1) / 2)
+    assert line["distinct_2"] == pytest.approx(3 / 5), "56 65 56 | 56 67"
+    assert math.isnan(distinct_2([(1,), ()]))
+    assert math.isnan(type_token_ratio(()))
+    assert math.isnan(summary([samples[2]])["proxy"])
+
+
+def test_bad_lines_are_named(tmp_path):
+    path = tmp_path / FILE_NAME
+    path.write_text('{"step": 0}\n')
+    with pytest.raises(DataError, match=r"row 1 has no kl, proxy, gold"):
+        read_lines(path)
+    path.write_text("{\n")
+    with pytest.raises(DataError, match=r"overoptimization\.jsonl, row 1 is not JSON"):
+        read_lines(path)
+
+
+# --- Gao's forms ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("best_of_n", [True, False])
+def test_the_fit_finds_the_coefficients(best_of_n):
+    kl = np.array([0.0, 0.04, 0.25, 1.0, 4.0, -0.01])
+    d = np.array([0.0, 0.2, 0.5, 1.0, 2.0, 0.0])
+    gain = d * (0.7 - 0.3 * (d if best_of_n else np.log(np.where(d > 0, d, 1))))
+    gain[5] = 9.0  # below 0 by sampling: says nothing
+    assert fit_gao(kl, gain, best_of_n=best_of_n) == pytest.approx((0.7, 0.3), abs=1e-9)
+    drawn = gao_curve(kl[:5], 0.7, 0.3, best_of_n=best_of_n)
+    assert drawn == pytest.approx(gain[:5], abs=1e-9)
+    gain[3] = math.nan
+    assert fit_gao(kl, gain, best_of_n=best_of_n) == pytest.approx((0.7, 0.3), abs=1e-9)
+    assert fit_gao(kl[:3], gain[:3], best_of_n=best_of_n) is None
+
+
+# --- the recipes ------------------------------------------------------------------------------------------------------
+
+
+def line_at(step, kl, gold):
+    known = {"kl": kl, "proxy": 0.5 + 0.1 * kl, "gold": gold, "length": 9.0, "ended": 1.0, "type_token_ratio": 0.8}
+    return {"step": step, "distinct_2": 0.3, **known, **{f"{name}_se": 0.1 for name in known}}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    (tmp_path / "ppo").mkdir()
+    (tmp_path / "bon").mkdir()
+    gains = [(kl, 0.4 + kl**0.5 * (0.3 - 0.2 * math.log(max(kl, 1e-9) ** 0.5))) for kl in (0.0, 0.25, 1.0, 4.0)]
+    lines = [line_at(step, kl, gold) for step, (kl, gold) in enumerate(gains)]
+    lines.append(line_at(4, 6.25, None))
+    (tmp_path / "ppo" / FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = ["n,kl_upper_bound,proxy,proxy_low,proxy_high,gold,gold_low,gold_high"]
+    rows += [f"{n},{math.log(n) - (n - 1) / n},.5,.4,.6,.4,.3,.5" for n in (1, 2, 4, 8)]
+    (tmp_path / "bon" / "curve.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def plot(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["plot_overoptimization.py", *map(str, words)])
+    plot_overoptimization.main()
+
+
+def test_runs_are_joined_fitted_and_drawn(runs, monkeypatch, capsys):
+    plot(monkeypatch, "--runs", f"PPO={runs}/ppo", runs / "bon", "--output_dir", runs / "out")
+    rows = list(csv.DictReader((runs / "out" / "overoptimization.csv").open()))
+    assert [row["run"] for row in rows] == ["PPO"] * 5 + ["bon"] * 4
+    assert [row["kl_is_upper_bound"] for row in rows] == ["0"] * 5 + ["1"] * 4
+    assert [(row["step"], row["n"]) for row in rows[3:7]] == [("3", ""), ("4", ""), ("", "1"), ("", "2")]
+    assert float(rows[1]["gold_low"]) == pytest.approx(float(rows[1]["gold"]) - 0.196)
+    assert float(rows[1]["gold_high"]) == pytest.approx(float(rows[1]["gold"]) + 0.196)
+    assert (rows[4]["gold"], rows[4]["gold_high"], rows[5]["length"]) == ("", "", ""), "not measured is no number"
+    assert float(rows[8]["kl"]) == pytest.approx(math.log(8) - 7 / 8)
+    fits = json.loads((runs / "out" / "fits.json").read_text())
+    assert fits["PPO"]["gold"] == pytest.approx([0.3, 0.2], abs=1e-6)
+    assert fits["bon"]["gold"] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert (runs / "out" / "overoptimization.png").read_bytes().startswith(b"\x89PNG")
+    said = "0.400 at first (KL 0.00), 0.723 at best (KL 4.00), nan at last (KL 6.25); α 0.300, β 0.200"
+    assert f"PPO: gold {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "none of runs/ppo_small_world, .* is here"),
+        (["--runs", "x"], "x has neither overoptimization.jsonl nor curve.csv"),
+        (["--runs", "a=ppo", "a=bon"], "two runs named a"),
+        (["--runs", "empty"], "is empty"),
+        (["--runs", "broken"], "curve.csv, row 2 has no n, kl_upper_bound and proxy"),
+    ],
+)
+def test_runs_that_cannot_be_drawn_are_refused(runs, monkeypatch, words, message):
+    monkeypatch.chdir(runs)
+    (runs / "empty").mkdir()
+    (runs / "empty" / FILE_NAME).write_text("")
+    (runs / "broken").mkdir()
+    (runs / "broken" / "curve.csv").write_text("n,proxy\n1,2\n")
+    with pytest.raises((SettingsError, DataError), match=message):
+        plot(monkeypatch, *words)
+    assert not (runs / "runs").exists()
+
+
+def test_a_fit_needs_the_initial_policy(runs):
+    lines = (runs / "ppo" / FILE_NAME).read_text().splitlines()[1:]
+    (runs / "ppo" / FILE_NAME).write_text("\n".join(lines))
+    assert plot_overoptimization.read_curve("late", runs / "ppo").fit("proxy") is None
+
+
+def test_a_gold_reward_that_is_none_is_refused_and_named(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(REPOSITORY / "recipes")
+    policy_run = importlib.import_module("policy_run")
+    gold = policy_run.GoldArguments("gramm")
+    with pytest.raises(SettingsError, match="--gold_reward gramm: --reward gramm is unknown"):
+        gold.check(Run())
+    with pytest.raises(SettingsError, match=r"--gold_reward gramm is asked every --gold_steps .* that is 0"):
+        gold.check(Run(), gold_steps=0)
+    assert policy_run.GoldArguments().check(Run()) is None
+    rule = {"reward": "rule", "reward_rule": "reward.rules:LengthPenalty", "reward_rule_arguments": '{"limit": 9}'}
+    (tmp_path / "truth.yaml").write_text(json.dumps({"members": [rule]}))
+    flags = policy_run.GoldArguments(str(tmp_path / "truth.yaml")).check(Run())
+    assert policy_run.build_gold(flags, Run(), small_world=True).versus.name == "truth"
+    assert policy_run.build_gold(None, Run(), small_world=True).backend.name == "gold"
+    assert policy_run.build_gold(None, Run(), small_world=False) is None
