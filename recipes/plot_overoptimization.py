@@ -153,7 +153,7 @@ def write_table(curves: list[Curve], path: Path) -> None:
 
 
 def draw(curves: list[Curve], fits: dict, path: Path) -> None:
-    """Six panels over sqrt(KL); bands are 95 % intervals over prompts, thin lines the fits."""
+    """Six panels over sqrt(KL); bars are 95 % intervals over prompts, thin dashed lines the fits."""
     figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained", sharex=True)
     furthest = max(float(curve.column("kl").max()) for curve in curves)
     for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
@@ -161,17 +161,19 @@ def draw(curves: list[Curve], fits: dict, path: Path) -> None:
             kl, colour = curve.column("kl").clip(min=0), f"C{number}"
             label = f"{curve.name} (KL: upper bound)" if curve.best_of_n else curve.name
             marker = "s" if curve.best_of_n else "o"
-            axis.plot(kl, curve.column(name), color=colour, marker=marker, markersize=4, label=label)
-            low, high = curve.column(f"{name}_low"), curve.column(f"{name}_high")
-            axis.fill_between(kl, low, high, color=colour, alpha=0.12, linewidth=0)
+            value, low, high = (curve.column(f"{name}{end}") for end in ("", "_low", "_high"))
+            style = {"marker": marker, "markersize": 4, "linewidth": 1.2, "elinewidth": 0.6}
+            axis.errorbar(kl, value, (value - low, high - value), color=colour, label=label, **style)
             if (fit := fits[curve.name].get(name)) is not None:
                 grid = np.linspace(0, kl.max() ** 0.5, 200) ** 2
                 gain = gao_curve(grid, *fit, best_of_n=curve.best_of_n)
                 axis.plot(grid, curve.column(name)[0] + gain, color=colour, linewidth=0.8, linestyle="--")
         axis.set_xscale("function", functions=(_root, np.square))
         axis.set(title=title, xlim=(0, furthest * 1.05))
-        axis.set_xticks(_ticks(furthest))
+        ticks = _ticks(furthest)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.grid(alpha=0.3)
+    axes[1, 0].set_ylim(-0.03, 1.03)
     for axis in axes[1]:
         axis.set_xlabel("KL to the initial policy, nats a response (square-root axis)")
     handles, labels = axes[0, 0].get_legend_handles_labels()

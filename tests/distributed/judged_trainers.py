@@ -12,6 +12,7 @@ from datasets import Dataset
 from reward.config import RewardArguments, Run, build_reward, check_reward
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.launch import parse_args, run_main, start
+from rlhf.overoptimization import OverOptimization
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
 
@@ -35,6 +36,8 @@ def main() -> None:
             "max_completion_length": 6,
             "learning_rate": 0.01,
             "win_rate_steps": 1,
+            "gold_steps": 2,
+            "per_device_eval_batch_size": 2,
             "report_to": "none",
             "gradient_checkpointing": False,
             "save_strategy": "no",
@@ -55,8 +58,10 @@ def main() -> None:
             versus=reward.versus,
             gold=gold.backend,
         )
+        trainer.add_callback(OverOptimization(trainer, Dataset.from_list(rows[:5]), gold.versus))
         trainer.train()
-        report[name] = [entry for entry in trainer.state.log_history if "objective/gold" in entry]
+        log = trainer.state.log_history
+        report[name] = [entry for entry in log if "objective/gold" in entry or "overopt/gold" in entry]
     Path(out, f"rank{args.process_index}.json").write_text(json.dumps(report))
 
 

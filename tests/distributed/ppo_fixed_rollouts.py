@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from reward.types import GroupScore
 from rlhf.launch import parse_args, run_main, start
+from rlhf.overoptimization import OverOptimization
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
 
@@ -48,6 +49,8 @@ def main() -> None:
             "adam_epsilon": 1.0,  # AdamW then follows the gradient's size, not only its sign
             "lr_scheduler_type": "constant",
             "win_rate_steps": 0,
+            "gold_steps": 2,
+            "per_device_eval_batch_size": 1,  # a sample then depends on its prompt alone, not on the ranks
             "report_to": "none",
             "gradient_checkpointing": False,
             "save_strategy": "no",
@@ -65,6 +68,7 @@ def main() -> None:
         return rows, None
 
     trainer._generate_single_turn = fixed
+    trainer.add_callback(OverOptimization(trainer, Dataset.from_list(rows[:3]), Backend()))  # two ranks share three
     trainer.train()
     trainer.save_model()
     log = [entry for entry in trainer.state.log_history if "policy/loss" in entry]

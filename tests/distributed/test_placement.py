@@ -94,7 +94,12 @@ def test_ppo_and_grpo_train_on_a_sharded_judge(judge, tmp_path):
     run_deepspeed([REPOSITORY / "tests" / "distributed" / "judged_trainers.py", judge, tmp_path])
     report = json.loads((tmp_path / "rank0.json").read_text())
     assert set(report) == {"ppo", "grpo", "swiss"}
-    for name, steps in report.items():
+    for name, entries in report.items():
+        start, *steps, end = entries  # proxy, judged by the shards, and gold by the whole one, on five fixed prompts
+        for line in (start, end):
+            assert line["overopt/proxy"] == pytest.approx(line["overopt/gold"], abs=1e-5), name
+        assert start["overopt/kl"] == 0 != end["overopt/kl"]
+        report[name] = steps
         assert len(steps) == 2
         for step in steps:
             assert step["rewards/gram/mean"] == pytest.approx(step["objective/gold"], abs=1e-5), name

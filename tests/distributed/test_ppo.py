@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
+from rlhf.overoptimization import FILE_NAME, read_lines
 from tests.conftest import LAUNCHER_MARKS, REPOSITORY, free_port, run_deepspeed
 from tests.gram_toys import save_toy_model
 
@@ -28,21 +29,21 @@ def torchrun(script_args, num_ranks):
 
 
 def fixed_run(tmp_path, policy, ranks, launch=run_deepspeed, flags=()):
-    """(log entries of each rank, policy, critic) of three steps on the same rollouts."""
+    """(log entries of each rank, policy, critic, over-optimisation) of three steps on the same rollouts."""
     out = tmp_path / f"{launch.__name__}{ranks}"
     done = launch([SCRIPT, policy, out, *flags], num_ranks=ranks)
     logs = {int(rank): json.loads(text) for rank, text in re.findall(r"RANK(\d) (\[.*\])", done.stdout)}
     policy = AutoModelForCausalLM.from_pretrained(out).state_dict()
     critic = AutoModelForTokenClassification.from_pretrained(out / "critic").state_dict()
-    return logs, policy, critic
+    return logs, policy, critic, read_lines(out / FILE_NAME)
 
 
 @pytest.mark.parametrize("launch", [run_deepspeed, torchrun], ids=["ZeRO-3", "DDP"])
 def test_two_ranks_take_the_steps_of_one(tmp_path, launch):
     policy = save_toy_model(tmp_path / "policy")
-    one_log, one_policy, one_critic = fixed_run(tmp_path, policy, 1)
+    one_log, one_policy, one_critic, one_watch = fixed_run(tmp_path, policy, 1)
     in_two_parts = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=2"]
-    two_log, two_policy, two_critic = fixed_run(tmp_path, policy, 2, launch, in_two_parts)
+    two_log, two_policy, two_critic, two_watch = fixed_run(tmp_path, policy, 2, launch, in_two_parts)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
 
     assert set(two_log) == {0, 1}
@@ -57,6 +58,13 @@ def test_two_ranks_take_the_steps_of_one(tmp_path, launch):
         torch.testing.assert_close(two_policy[name], weight, atol=1e-5, rtol=0, msg=name)
     for name, weight in one_critic.items():
         torch.testing.assert_close(two_critic[name], weight, atol=1e-5, rtol=0, msg=name)
+    assert [line["step"] for line in one_watch] == [0, 2, 3]
+    assert one_watch[0]["kl"] == two_watch[0]["kl"] == 0.0
+    assert abs(one_watch[2]["kl"]) > 1e-2
+    for mine, alone in zip(two_watch, one_watch, strict=True):
+        del mine["seconds"], alone["seconds"]
+        assert mine.pop("reasons") == alone.pop("reasons")
+        assert mine == pytest.approx(alone, abs=1e-4), "three prompts on two ranks: one is answered twice, counted once"
     moved = max((one_policy[name] - before[name]).abs().max() for name in before)
     assert moved > 1e-3, "a hundred times the tolerance"
     assert one_critic["score.bias"].item() != 0.5

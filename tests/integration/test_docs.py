@@ -16,6 +16,7 @@ from reward.encoding import JudgeConfig
 from reward.evaluation.benchmarks import FORMATS
 from reward.evaluation.records import Record, judged, read_records
 from reward.evaluation.report import evaluate
+from rlhf.overoptimization import FILE_NAME, MEANS
 from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
 from tests.model_cards import check_card
@@ -77,12 +78,17 @@ def toys(tmp_path_factory):
     write_rows(folder / "unlabeled.jsonl", unlabeled)
     write_rows(folder / "candidates.jsonl", unlabeled)
     write_rows(folder / "held_out.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    (folder / "gold.yaml").write_text("members: [{reward: rule, reward_rule: 'trl.rewards:think_format_reward'}]\n")
+    for name in ("mine", "grpo", "bon"):  # what plot_overoptimization.py reads
+        line = {"step": 0, "distinct_2": 0.5} | dict.fromkeys(MEANS, 0.0)
+        (folder / name).mkdir()
+        (folder / name / FILE_NAME).write_text(json.dumps(line) + "\n")
     return folder
 
 
 def test_the_readme_names_its_commands():
     assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD | {SERVER}
-    assert len(RUNNABLE) == 14
+    assert len(RUNNABLE) == 16
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
@@ -96,6 +102,8 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         "--output_dir": tmp_path / "out",
         "--dataset": None,
         "--judgments": None,
+        "--eval_dataset": None,
+        "--gold_reward": None,
     }
     if "--config" in words:  # its models and data are on the hub: flags put toys in their place
         words += ["--model_name_or_path", "x", "--reward_model", "x", "--dataset", "prompts.jsonl", "--output_dir", "x"]
@@ -110,6 +118,11 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
             words[-2:] = [str(toys / name) for name in words[-2:]]
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=REPOSITORY)
         assert "| accuracy |" in done.stdout, done.stderr[-2000:]
+        return
+    if "plot_overoptimization" in command:
+        words = [word.replace("runs/", f"{toys}/") if "=" in word else word for word in words]
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=REPOSITORY)
+        assert (tmp_path / "out" / "overoptimization.png").exists(), done.stderr[-2000:]
         return
     if words[0] == "python":
         small, made = MEASURING[words[1]]
@@ -143,6 +156,9 @@ def test_the_judgments_of_the_documentation_are_read(toys):
     columns = re.findall(r"^\| (`.*?) \|", (REPOSITORY / "docs" / "evaluation.md").read_text(), re.MULTILINE)
     named = {name for column in columns for name in re.findall(r"`(\w+)`", column)}
     assert {field.name for field in fields(Record)} | {"verdict"} | FORMATS.keys() == named
+    if "--gold_steps" in words:
+        start, end = (json.loads(line) for line in (tmp_path / "out" / FILE_NAME).read_text().splitlines())
+        assert (start["gold_backend"], start["prompts"], end["step"]) == ("gold", 48, 1)
 
 
 @pytest.mark.parametrize("holds", ["judge.compare(", "rank(reward"])
