@@ -9,7 +9,7 @@ Writes into --output_dir: overoptimization.png, overoptimization.csv (all points
 import csv
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +26,7 @@ from rlhf.overoptimization import FILE_NAME, MEANS, fit_gao, gao_curve, read_lin
 IN_SMALL_WORLD = ("runs/ppo_small_world", "runs/grpo_small_world", "runs/best_of_n")
 PANELS = {
     "gold": "gold score",
-    "proxy": "proxy score (what was trained on)",
+    "proxy": "proxy score",
     "length": "response length (tokens)",
     "ended": "share of responses that end",
     "distinct_2": "different bigrams / bigrams, all responses",
@@ -42,7 +42,14 @@ class PlotArguments:
         default_factory=list,
         metadata={"help": "Folders of runs, each as FOLDER or NAME=FOLDER; default: the small world's that are there."},
     )
+    max_kl: float = field(
+        default=math.inf, metadata={"help": "Points beyond this KL are in the table and neither drawn nor fitted."}
+    )
     output_dir: str = field(default="runs/overoptimization", metadata={"help": "Where picture and tables are written."})
+
+    def __post_init__(self):
+        if not self.max_kl > 0:
+            raise SettingsError(f"--max_kl {self.max_kl}: give a number of nats above 0")
 
     def folders(self) -> dict[str, Path]:
         """Name and folder of each run. Raises SettingsError: none, or two of one name."""
@@ -77,14 +84,17 @@ class Curve:
 
 def main() -> None:
     (args,) = parse_args((PlotArguments,))
-    curves = [read_curve(name, folder) for name, folder in args.folders().items()]
+    whole = [read_curve(name, folder) for name, folder in args.folders().items()]
+    curves = [replace(curve, rows=[row for row in curve.rows if row["kl"] <= args.max_kl]) for curve in whole]
+    if emptied := [curve.name for curve in curves if not curve.rows]:
+        raise SettingsError(f"--max_kl {args.max_kl} leaves nothing of {', '.join(emptied)} to draw: give more")
     fits = {curve.name: {name: curve.fit(name) for name in ("gold", "proxy")} for curve in curves}
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    write_table(curves, out / "overoptimization.csv")
+    write_table(whole, out / "overoptimization.csv")
     (out / "fits.json").write_text(json.dumps(fits, indent=2) + "\n")
     draw(curves, fits, out / "overoptimization.png")
-    for curve in curves:
+    for curve in whole:
         for name, fit in fits[curve.name].items():
             print(said(curve, name, fit))
     print(f"{out}/overoptimization.png   {out}/overoptimization.csv   {out}/fits.json")

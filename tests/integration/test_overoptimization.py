@@ -340,9 +340,19 @@ def test_runs_are_joined_fitted_and_drawn(runs, monkeypatch, capsys):
     assert f"PPO: gold {said}" in capsys.readouterr().out
 
 
+def test_points_beyond_the_largest_kl_are_in_the_table_alone(runs, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot_overoptimization, "draw", lambda curves, *_: drawn.extend(curves))
+    plot(monkeypatch, "--runs", runs / "ppo", "--max_kl", "1.5", "--output_dir", runs / "out")
+    assert [row["kl"] for row in drawn[0].rows] == [0.0, 0.25, 1.0]
+    assert len((runs / "out" / "overoptimization.csv").read_text().splitlines()) == 6
+    assert json.loads((runs / "out" / "fits.json").read_text())["ppo"]["gold"] is None, "two points and the start"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--max_kl", "0"], "--max_kl 0.0: give a number"),
         ([], "none of runs/ppo_small_world, .* is here"),
         (["--runs", "x"], "x has neither overoptimization.jsonl nor curve.csv"),
         (["--runs", "a=ppo", "a=bon"], "two runs named a"),
@@ -361,10 +371,12 @@ def test_runs_that_cannot_be_drawn_are_refused(runs, monkeypatch, words, message
     assert not (runs / "runs").exists()
 
 
-def test_a_fit_needs_the_initial_policy(runs):
+def test_a_fit_needs_the_initial_policy(runs, monkeypatch):
     lines = (runs / "ppo" / FILE_NAME).read_text().splitlines()[1:]
     (runs / "ppo" / FILE_NAME).write_text("\n".join(lines))
     assert plot_overoptimization.read_curve("late", runs / "ppo").fit("proxy") is None
+    with pytest.raises(SettingsError, match=r"--max_kl 0.1 leaves nothing of ppo to draw"):
+        plot(monkeypatch, "--runs", runs / "ppo", "--max_kl", "0.1")
 
 
 def test_a_gold_reward_that_is_none_is_refused_and_named(monkeypatch, tmp_path):
