@@ -246,6 +246,7 @@ def test_a_continued_run_adds_to_the_lines_of_its_checkpoint(policy, tmp_path):
     with pytest.raises(SettingsError, match="measured with gold_backend gold and this run has other"):
         run(resume=str(tmp_path / "checkpoint-2"), gold="other")
     assert run(max_steps=1) == [0, 1], "a run from the start has lines of its own"
+    assert measured(tmp_path)[0]["seconds"] != json.loads(kept[0])["seconds"]
 
 
 def test_lines_by_hand():

@@ -153,7 +153,7 @@ def test_a_conversation_with_tools_reaches_the_judge_as_it_reached_the_policy(me
     args.max_completion_length = 256
     data = Dataset.from_list([{"prompt": conversation}] * 4)
     trainer = kind(caller, backend, args, data, reference="initial", tools=[add])
-    trainer.rollout._references.initial = lambda prompts: ["It is five."] * len(prompts)
+    trainer.rollout.references.initial = lambda prompts: ["It is five."] * len(prompts)
     tokenizer, turns = trainer.processing_class, []
 
     def scripted(prompt_ids, *_, **__):
