@@ -70,7 +70,7 @@ def main() -> None:
         dataset,
         reference=reference,
         versus=reward.versus,
-        eval_dataset=eval_dataset,
+        eval_dataset=None if small_world else eval_dataset,  # there it is for --gold_steps alone
         processing_class=tokenizer,
         gold=GoldReward() if small_world else None,
         normaliser=reward.normaliser,

@@ -144,7 +144,10 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     assert (tmp_path / "out" / "config.json").exists(), done.stdout[-2000:]
     _, facts, held_out = check_card(tmp_path / "out")
     assert {"label smoothing", "order policy"} <= {name.removeprefix("judge's ") for name in facts}
-    assert bool(held_out) == ("--eval_split" in words)
+    assert bool(held_out) == bool({"--eval_split", "--eval_dataset"} & {*words})
+    if "--gold_steps" in words:
+        start, end = (json.loads(line) for line in (tmp_path / "out" / FILE_NAME).read_text().splitlines())
+        assert (start["gold_backend"], start["prompts"], end["step"]) == ("gold", 48, 1)
 
 
 def test_the_judgments_of_the_documentation_are_read(toys):
@@ -156,9 +159,6 @@ def test_the_judgments_of_the_documentation_are_read(toys):
     columns = re.findall(r"^\| (`.*?) \|", (REPOSITORY / "docs" / "evaluation.md").read_text(), re.MULTILINE)
     named = {name for column in columns for name in re.findall(r"`(\w+)`", column)}
     assert {field.name for field in fields(Record)} | {"verdict"} | FORMATS.keys() == named
-    if "--gold_steps" in words:
-        start, end = (json.loads(line) for line in (tmp_path / "out" / FILE_NAME).read_text().splitlines())
-        assert (start["gold_backend"], start["prompts"], end["step"]) == ("gold", 48, 1)
 
 
 @pytest.mark.parametrize("holds", ["judge.compare(", "rank(reward"])
