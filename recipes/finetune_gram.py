@@ -6,7 +6,8 @@
         --dataset preferences.jsonl.gz --eval_split test
 
 `output_dir` becomes a judge: weights (or a LoRA adapter), tokenizer, `gram.json`, `metrics.json`, `training.png` and
-README.md, its card.
+README.md, its card. From a judge on, the same adapts it to another task; `--max_train_samples 0` trains nothing and
+writes `metrics.json` alone.
 """
 
 import json
@@ -41,7 +42,7 @@ def main() -> None:
         logging.getLogger("reward").setLevel(logging.ERROR)  # what the data readers report is the same on every rank
 
     # Data, labels and context length are checked before any weights load.
-    train = data.read_train(read_preferences, training.seed)
+    train = data.read_train(read_preferences, training.seed, measure_into=training.output_dir)
     held_out = data.read_eval(read_preferences, training.seed)
     encoder = load_encoder(
         path,
@@ -49,13 +50,13 @@ def main() -> None:
         config=reading.judge_config(path, model_args.model_revision, training.max_length),
         trust_remote_code=training.trust_remote_code,
     )
-    train_pairs = encode_preferences(train, encoder, progress=rank_zero)
+    train_pairs = encode_preferences(train, encoder, progress=rank_zero) if train else []
     held_out_pairs = encode_preferences(held_out, encoder, progress=rank_zero) if held_out else None
     if held_out_pairs is None:
         training.eval_strategy = "no"
     facts = {
         "train_pairs": len(train_pairs),
-        "train_truncated": sum(pair.truncated for pair in train_pairs) / len(train_pairs),
+        "train_truncated": sum(pair.truncated for pair in train_pairs) / len(train_pairs) if train_pairs else None,
         "eval_pairs": len(held_out_pairs or []),
     }
     if rank_zero:
@@ -68,10 +69,15 @@ def main() -> None:
         trust_remote_code=training.trust_remote_code,
     )
     trainer = FinetuneTrainer(model, training, encoder, train_pairs, held_out_pairs)
-    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    resume = training.resume_from_checkpoint
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics if train_pairs else {}
     if held_out_pairs:
         metrics |= trainer.evaluate()
     folder = Path(training.output_dir)
+    if not train_pairs:
+        if rank_zero:
+            (folder / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        return
     if rank_zero:
         orders = {"random": "each pair in one order, drawn anew every epoch", "both": "each pair in both orders"}
         card = render_card(

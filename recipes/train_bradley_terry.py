@@ -7,7 +7,8 @@
 
 For an ensemble run it once a seed, each into its own folder: `--seed 1 --output_dir runs/bradley_terry_1`. The seed
 draws the score head and the order of the pairs. `output_dir` becomes a reward model: weights (or a LoRA adapter),
-tokenizer, `metrics.json`, `training.png` and README.md, its card.
+tokenizer, `metrics.json`, `training.png` and README.md, its card. From a reward model on, the same adapts it to another
+task; `--max_train_samples 0` trains nothing and writes `metrics.json` alone.
 """
 
 import json
@@ -30,6 +31,7 @@ def main() -> None:
         BradleyTerryTrainer,
         MarginArguments,
         check_model,
+        check_score_head,
         encode_pairs,
     )
     from reward.training.curves import plot_training
@@ -44,7 +46,7 @@ def main() -> None:
         logging.getLogger("reward").setLevel(logging.ERROR)  # what the data readers report is the same on every rank
 
     # Data, template and context length are checked before any weights load.
-    train = data.read_train(margins.read, training.seed)
+    train = data.read_train(margins.read, training.seed, measure_into=training.output_dir)
     held_out = data.read_eval(margins.read, training.seed)
     encoder = load_response_encoder(
         model_args.model_name_or_path,
@@ -53,13 +55,15 @@ def main() -> None:
         trust_remote_code=training.trust_remote_code,
         for_training=True,
     )
+    if not train:
+        check_score_head(model_args)
     train_pairs = encode_pairs(train, encoder, progress=rank_zero)
     held_out_pairs = encode_pairs(held_out, encoder, progress=rank_zero)
     if not held_out_pairs:
         training.eval_strategy = "no"
     facts = {
         "train_pairs": len(train_pairs),
-        "train_truncated": sum(pair.truncated for pair in train_pairs) / len(train_pairs),
+        "train_truncated": sum(pair.truncated for pair in train_pairs) / len(train_pairs) if train_pairs else None,
         "eval_pairs": len(held_out_pairs),
     }
     if rank_zero:
@@ -67,10 +71,15 @@ def main() -> None:
     write_run_record(training.output_dir, (data, margins, training, model_args), facts)
 
     trainer = BradleyTerryTrainer(model_args, training, encoder, train_pairs, held_out_pairs)
-    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    resume = training.resume_from_checkpoint
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics if train_pairs else {}
     if held_out_pairs:
         metrics |= trainer.evaluate()
     folder = Path(training.output_dir)
+    if not train_pairs:
+        if rank_zero:
+            (folder / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        return
     if rank_zero:
         card = render_card(
             "A Bradley-Terry reward model",

@@ -36,25 +36,46 @@ class DataArguments:
         metadata={"help": "Split to hold out, as for --train_split; test where only --eval_dataset is given."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on so many rows, drawn at random with --seed."}
+        default=None,
+        metadata={"help": "Train on so many rows, drawn at random with --seed; 0 measures a reward as it is."},
     )
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Hold out so many rows, drawn at random with --seed."}
     )
 
     def __post_init__(self):
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name, least in (("max_train_samples", 0), ("max_eval_samples", 1)):
             limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise SettingsError(f"{name} is {limit}: give 1 or more, or leave it out to take all rows")
+            if limit is not None and limit < least:
+                raise SettingsError(f"{name} is {limit}: give {least} or more, or leave it out to take all rows")
 
-    def read_train(self, read: Reader, seed: int) -> list[Record]:
-        """The training records.
+    def read_train(self, read: Reader, seed: int, *, measure_into: str | None = None) -> list[Record]:
+        """The training records; none at `max_train_samples` 0, where the caller can measure a model without training.
+
+        `measure_into` is the folder such a caller writes to.
 
         Raises:
-            SettingsError: no data set is named. DataError: a row cannot be used.
+            SettingsError: no data set is named; 0 rows and nothing to do without any, no pairs to measure on, or a
+                model in the folder. DataError: a row cannot be used.
         """
+        if self.max_train_samples == 0:
+            self._check_measuring(measure_into)
+            return []
         return _sample(read_sources(self.dataset, self.train_split, read), self.max_train_samples, seed)
+
+    def _check_measuring(self, folder: str | None) -> None:
+        if folder is None:
+            raise SettingsError("max_train_samples is 0: give 1 or more, or leave it out to take all rows")
+        if self.eval_dataset is None and self.eval_split is None:
+            raise SettingsError(
+                "max_train_samples is 0, which measures the model as it is: name pairs to measure it on by "
+                "--eval_dataset or --eval_split, or give 1 or more to train"
+            )
+        if any(Path(folder, name).exists() for name in ("config.json", "adapter_config.json")):
+            raise SettingsError(
+                f"max_train_samples is 0, which trains nothing, and --output_dir {folder} holds a model, whose metrics "
+                "would be replaced: give another folder"
+            )
 
     def read_eval(self, read: Reader, seed: int) -> list[Record]:
         """The held-out records; none where neither --eval_dataset nor --eval_split is given."""

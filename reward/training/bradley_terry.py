@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import EvalPrediction
+from transformers import AutoConfig, EvalPrediction
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -84,6 +84,21 @@ def check_model(arguments: ModelConfig) -> None:
     if arguments.use_peft and arguments.lora_task_type != "SEQ_CLS":
         raise SettingsError(
             f"--lora_task_type {arguments.lora_task_type} would not save the score head: leave it, or give SEQ_CLS"
+        )
+
+
+def check_score_head(arguments: ModelConfig) -> None:
+    """Refuses to measure a model that would get a random score head.
+
+    Raises:
+        SettingsError: the model is no sequence classifier.
+    """
+    path = arguments.model_name_or_path
+    names = AutoConfig.from_pretrained(path, revision=arguments.model_revision).architectures or []
+    if not any(name.endswith("ForSequenceClassification") for name in names):
+        raise SettingsError(
+            f"--model_name_or_path {path} holds {' '.join(names)}, without a score head: name a reward model for "
+            "--max_train_samples 0, which measures it as it is, or give 1 or more to train one"
         )
 
 
