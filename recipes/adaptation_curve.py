@@ -5,7 +5,7 @@
 Every point is a run of `finetune_gram.py` or `train_bradley_terry.py` with `--max_train_samples`, for each seed; with 0
 labels the model is measured as it is. FILE.yaml names the curves, configs/small_world_adaptation.yaml shows how: a
 mapping of names to `recipe`, `model_name_or_path` and whatever other flags of that recipe. `first` is a run before all
-others, whose result the curve starts from; `labels` leaves counts out.
+others, whose result the curve starts from; `least_labels` leaves smaller counts out.
 
 `output_dir` receives `runs.csv`, a row a finished run (started again, the recipe goes on after the last), and
 `accuracy.png`. The adapted models are not kept.
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from string import Template
@@ -70,13 +70,16 @@ class CurveArguments:
     def __post_init__(self):
         if self.seeds < 1:
             raise SettingsError(f"--seeds is {self.seeds}: give 1 or more")
+        if not self.labels or min(self.labels) < 0:
+            raise SettingsError(f"--labels is {self.labels}: give numbers of 0 or more")
         if not isinstance(self.curves, dict) or not self.curves:
             raise SettingsError(f"curves is {self.curves!r}: name them in the --config file, as in {EXAMPLE}")
         self.shared = self.shared or {}
         if not isinstance(self.shared, dict):
             raise SettingsError(f"shared is {self.shared!r}, not a mapping of flags to values, as in {EXAMPLE}")
+        self.curves = {str(name): curve for name, curve in self.curves.items()}
         for name, curve in self.curves.items():
-            self._check(str(name), curve)
+            self._check(name, curve)
 
     def _check(self, name: str, curve: Any) -> None:
         where = f"curve {name!r}"
@@ -89,11 +92,11 @@ class CurveArguments:
             raise SettingsError(f"{where}: first is {first!r}, not a mapping of flags to values, as in {EXAMPLE}")
         if ("model_name_or_path" in curve) == (first is not None):
             raise SettingsError(f"{where}: give either model_name_or_path or `first`, the run that makes it")
-        for flag in {*DATA, "max_train_samples", "seed", "output_dir"} & {*curve, *self.shared}:
-            raise SettingsError(f"{where}: {flag} is the same for all curves or set by them; leave it out")
-        labels = curve.get("labels", self.labels)
-        if not isinstance(labels, list) or not labels or any(type(n) is not int or n < 0 for n in labels):
-            raise SettingsError(f"{where}: labels is {labels!r}, not a list of numbers of 0 or more")
+        for flag in sorted({*DATA, "max_train_samples", "seed", "output_dir"} & {*curve, *self.shared}):
+            raise SettingsError(f"{where}: {flag} is set for all curves by this recipe; leave it out")
+        least = curve.get("least_labels", 0)
+        if not isinstance(least, int) or least > max(self.labels):
+            raise SettingsError(f"{where}: least_labels is {least!r}, which leaves none of --labels {self.labels}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row(Point):
+class Result:
     """What a run measured: held-out accuracy with its 95 % interval over prompts, pairs trained on, wall seconds."""
 
     train_pairs: int
@@ -114,6 +117,9 @@ class Row(Point):
     low: float
     high: float
     seconds: float
+
+
+Results = dict[Point, Result]
 
 
 def main() -> None:
@@ -126,16 +132,15 @@ def main() -> None:
     out = Path(args.output_dir)
     keep_settings(args, out)
 
-    rows = read_rows(out / "runs.csv")
-    done = {(row.curve, row.labels, row.seed) for row in rows}
-    wanted = plan(args)
-    for point in tqdm([point for point in wanted if astuple(point) not in done], desc="runs"):
-        rows.append(measure(point, args, out))
-        write_rows(out / "runs.csv", rows)
-    wanted = {astuple(point) for point in wanted}
-    rows = [row for row in rows if (row.curve, row.labels, row.seed) in wanted]
-    draw(rows, out / "accuracy.png")
-    print(table(rows))
+    results = read_results(out / "runs.csv")
+    points = plan(args)
+    for point in tqdm([point for point in points if point not in results], desc="runs"):
+        results[point] = measure(point, args, out)
+        write_results(out / "runs.csv", results)
+    shutil.rmtree(out / "run", ignore_errors=True)
+    results = {point: results[point] for point in points}
+    draw(results, out / "accuracy.png")
+    print(table(results))
     print(f"{out / 'runs.csv'}   {out / 'accuracy.png'}")
 
 
@@ -170,8 +175,7 @@ def check_pairs(args: CurveArguments) -> None:
     """Refuses counts that the data cannot give, where finetune_gram.py would take what there is."""
     data = DataArguments(**{name: getattr(args, name) for name in DATA})
     count = len(data.read_train(read_preferences, 0))
-    most = max(max(curve.get("labels", args.labels)) for curve in args.curves.values())
-    if most > count:
+    if (most := max(args.labels)) > count:
         raise SettingsError(f"--labels {most}: {', '.join(args.dataset)} holds {count} pairs; ask for fewer")
     if not data.read_eval(read_preferences, 0):
         raise SettingsError("no pairs are held out: name them by --eval_dataset or --eval_split")
@@ -183,7 +187,7 @@ def keep_settings(args: CurveArguments, out: Path) -> None:
     kept = json.loads(path.read_text()) if path.exists() else {}
     data = {name: getattr(args, name) for name in DATA}
     for name, curve in args.curves.items():
-        settings = data | {"shared": args.shared, "curve": {key: curve[key] for key in curve if key != "labels"}}
+        settings = data | {"shared": args.shared, "curve": {key: curve[key] for key in curve if key != "least_labels"}}
         if kept.setdefault(name, settings) != settings:
             raise SettingsError(
                 f"--output_dir {out} holds runs of curve {name!r} with other settings ({path}): give another folder, "
@@ -194,23 +198,23 @@ def keep_settings(args: CurveArguments, out: Path) -> None:
 
 
 def plan(args: CurveArguments) -> list[Point]:
-    """All runs, a seed after the other. Without labels there is nothing to draw: one run."""
+    """All runs, a seed after the other, the cheap ones first. Without labels there is nothing to draw: one run."""
     return [
         Point(name, count, seed)
         for seed in range(args.seeds)
+        for count in sorted(set(args.labels))
         for name, curve in args.curves.items()
-        for count in sorted({*curve.get("labels", args.labels)})
-        if count or not seed
+        if count >= curve.get("least_labels", 0) and (count or not seed)
     ]
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def measure(point: Point, args: CurveArguments, out: Path) -> Row:
+def measure(point: Point, args: CurveArguments, out: Path) -> Result:
     """One run by its recipe, in a folder that the next run empties."""
     curve = args.curves[point.curve]
-    flags = {key: value for key, value in curve.items() if key not in ("recipe", "first", "labels")}
+    flags = {key: value for key, value in curve.items() if key not in ("recipe", "first", "least_labels")}
     if "first" in curve:
         flags["model_name_or_path"] = str(first(point.curve, args, out))
     flags |= {name: getattr(args, name) for name in DATA if getattr(args, name)}
@@ -219,7 +223,7 @@ def measure(point: Point, args: CurveArguments, out: Path) -> Row:
     metrics = run(curve["recipe"], args.shared | flags, args.launcher, out / "run")
     interval = metrics["eval_accuracy_ci_low"], metrics["eval_accuracy_ci_high"]
     seconds = round(time.perf_counter() - began, 1)
-    return Row(*astuple(point), metrics["train_pairs"], metrics["eval_accuracy"], *interval, seconds)
+    return Result(metrics["train_pairs"], metrics["eval_accuracy"], *interval, seconds)
 
 
 def first(name: str, args: CurveArguments, out: Path) -> Path:
@@ -243,11 +247,14 @@ def run(recipe: str, flags: dict, launcher: str, folder: Path) -> dict[str, floa
     settings, log = folder / "config.yaml", folder / "log.txt"
     settings.write_text(yaml.safe_dump(flags | QUIET | {"output_dir": str(folder)}))
     command = [*shlex.split(launcher), str(RECIPES / f"{recipe}.py"), "--config", str(settings)]
-    with log.open("w") as file:
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
-    if status != 0:
+    if (status := launch(command, log)) != 0:
         raise GramError(f"{shlex.join(command)} ended with status {status}; {log} ends:\n{log.read_text()[-2000:]}")
     return json.loads((folder / "metrics.json").read_text())
+
+
+def launch(command: list[str], log: Path) -> int:
+    with log.open("w") as file:
+        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
@@ -260,34 +267,39 @@ def write_whole(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_results(path: Path) -> Results:
     if not path.exists():
-        return []
+        return {}
     with path.open(newline="") as file:
-        return [Row(**{item.name: item.type(row[item.name]) for item in fields(Row)}) for row in csv.DictReader(file)]
+        return {record(Point, row): record(Result, row) for row in csv.DictReader(file)}
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
+def record(kind: type, row: dict[str, str]):
+    return kind(**{item.name: item.type(row[item.name]) for item in fields(kind)})
+
+
+def write_results(path: Path, results: Results) -> None:
+    rows = [asdict(point) | asdict(result) for point, result in results.items()]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [item.name for item in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(rows)
     write_whole(path, text.getvalue())
 
 
-def by_curve(rows: list[Row]) -> dict[str, dict[int, list[Row]]]:
+def by_curve(results: Results) -> dict[str, dict[int, list[Result]]]:
     """Curve to number of labels, ascending, to the runs of all seeds."""
-    found: dict[str, dict[int, list[Row]]] = {}
-    for row in sorted(rows, key=lambda row: row.labels):
-        found.setdefault(row.curve, {}).setdefault(row.labels, []).append(row)
-    return {name: found[name] for name in dict.fromkeys(row.curve for row in rows)}
+    found: dict[str, dict[int, list[Result]]] = {}
+    for point in sorted(results, key=lambda point: point.labels):
+        found.setdefault(point.curve, {}).setdefault(point.labels, []).append(results[point])
+    return found
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(results: Results, path: Path) -> None:
     """A line through the means over seeds, a dot a run, a bar for the mean of the runs' 95 % intervals."""
-    counts = sorted({row.labels for row in rows})
+    counts = sorted({point.labels for point in results})
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    for position, (name, points) in enumerate(by_curve(rows).items()):
+    for position, (name, points) in enumerate(by_curve(results).items()):
         color = f"C{position}"
         at = [counts.index(count) + 0.05 * position for count in points]
         mean = [fmean(row.accuracy for row in runs) for runs in points.values()]
@@ -306,11 +318,11 @@ def draw(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def table(rows: list[Row]) -> str:
+def table(results: Results) -> str:
     """Markdown: the mean over seeds, and the lowest and highest seed."""
-    counts = sorted({row.labels for row in rows})
+    counts = sorted({point.labels for point in results})
     lines = ["| labels | " + " | ".join(f"{count:,}" for count in counts) + " |", "| --- " * (len(counts) + 1) + "|"]
-    for name, points in by_curve(rows).items():
+    for name, points in by_curve(results).items():
         cells = []
         for count in counts:
             found = [row.accuracy for row in points.get(count, [])]

@@ -24,6 +24,7 @@ from reward.training.bradley_terry import (
     MarginArguments,
     _dataset,
     check_model,
+    check_score_head,
     encode_pairs,
 )
 from reward.types import Group
@@ -288,6 +289,12 @@ def test_models_that_cannot_be_trained_are_refused(toy, settings, message):
     settings = {name: toy if value == "TOY" else value for name, value in settings.items()}
     with pytest.raises(SettingsError, match=message):
         check_model(ModelConfig(**settings))
+
+
+def test_a_random_score_head_is_not_measured(toy, headed):
+    check_score_head(ModelConfig(model_name_or_path=headed))
+    with pytest.raises(SettingsError, match=r"LlamaForCausalLM, without a score head: name a reward model"):
+        check_score_head(ModelConfig(model_name_or_path=toy))
 
 
 def test_margins_come_from_a_column_of_the_rows_that_are_kept():

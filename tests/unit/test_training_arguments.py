@@ -51,8 +51,31 @@ def test_samples_are_drawn_with_the_seed(files):
 def test_no_data_is_refused():
     with pytest.raises(SettingsError, match="no --dataset"):
         DataArguments().read_train(read_preferences, 0)
-    with pytest.raises(SettingsError, match="max_eval_samples is 0"):
+    with pytest.raises(SettingsError, match="max_eval_samples is 0: give 1 or more"):
         DataArguments(max_eval_samples=0)
+    with pytest.raises(SettingsError, match="max_train_samples is -1: give 0 or more"):
+        DataArguments(max_train_samples=-1)
+
+
+def test_no_rows_to_train_on_need_something_else_to_do(files, tmp_path):
+    split, _ = files
+    measured = DataArguments(dataset=[split], eval_split="test", max_train_samples=0)
+    assert measured.read_train(read_preferences, 0, measure_into=str(tmp_path)) == []
+    assert len(measured.read_eval(read_preferences, 0)) == 3
+    elsewhere = DataArguments(eval_dataset=[split], max_train_samples=0)
+    assert elsewhere.read_train(read_preferences, 0, measure_into=str(tmp_path / "new")) == []
+    with pytest.raises(SettingsError, match="max_train_samples is 0: give 1 or more"):
+        measured.read_train(read_preferences, 0)  # a caller that can only train
+    with pytest.raises(SettingsError, match="measures the model as it is: name pairs to measure it on"):
+        DataArguments(dataset=[split], max_train_samples=0).read_train(read_preferences, 0, measure_into="x")
+    for name in ("config.json", "adapter_config.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).touch()
+        with pytest.raises(SettingsError, match=f"--output_dir {folder} holds a model, whose metrics"):
+            measured.read_train(read_preferences, 0, measure_into=str(folder))
+    trained = DataArguments(dataset=[split], max_train_samples=1)
+    assert len(trained.read_train(read_preferences, 0, measure_into=str(folder))) == 1
 
 
 def test_judge_settings_lie_over_the_models_own(tmp_path):

@@ -1,0 +1,270 @@
+"""`recipes/adaptation_curve.py` on a toy task: what is run, what is not run again, what is refused, what comes out."""
+
+import csv
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+from reward.bradley_terry import BradleyTerryReward
+from reward.encoding import JudgeConfig
+from reward.errors import DataError, GramError, SettingsError
+from reward.judges.gram import GramJudge
+from reward.judges.wrappers import BothOrders
+from reward.small_world import gold_reward
+from reward.training.data import read_preferences
+from reward.types import Group, Pair
+from tests.conftest import REPOSITORY
+from tests.gram_toys import save_toy_model, toy_rows, write_rows
+
+SHARED = {"num_train_epochs": 1, "learning_rate": 3e-3, "gradient_checkpointing": False, "report_to": "none"}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    with patch.object(sys, "path", [str(REPOSITORY / "recipes"), *sys.path]):
+        import adaptation_curve
+    return adaptation_curve
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """A judge, the language model it could have come from, labelled pairs of a task."""
+    folder = tmp_path_factory.mktemp("toys")
+    save_toy_model(folder / "model")
+    save_toy_model(folder / "judge", seed=1)
+    JudgeConfig(prompt="compact").save(folder / "judge")
+    write_rows(folder / "train.jsonl", toy_rows(24, 0))
+    write_rows(folder / "test.jsonl", toy_rows(30, 1))
+    return folder
+
+
+@pytest.fixture
+def settings(toys, tmp_path):
+    """Settings of a recipe file; three curves of five runs and one before them."""
+    first = {"model_name_or_path": str(toys / "model"), "dataset": [str(toys / "train.jsonl")], "max_steps": 1}
+    return {
+        "output_dir": str(tmp_path / "out"),
+        "dataset": [str(toys / "train.jsonl")],
+        "eval_dataset": [str(toys / "test.jsonl")],
+        "labels": [0, 8],
+        "seeds": 1,
+        "shared": SHARED,
+        "curves": {
+            "judge": {"recipe": "finetune_gram", "model_name_or_path": str(toys / "judge"), "use_peft": True},
+            "Bradley-Terry": {"recipe": "train_bradley_terry", "first": first},
+            "no judge": {
+                "recipe": "finetune_gram",
+                "model_name_or_path": str(toys / "model"),
+                "prompt": "compact",
+                "least_labels": 1,
+            },
+        },
+    }
+
+
+def start(recipe, settings, folder, monkeypatch, *words):
+    """The recipe's `main` in this process; the flags of the runs it started, and the names of their files."""
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["adaptation_curve.py", "--config", str(file), *words])
+    started = []
+
+    def here(command, log):
+        """What the process would do, without its imports."""
+        with patch.object(sys, "argv", command[1:]), patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            runpy.run_path(command[1], run_name="__main__")
+        flags = yaml.safe_load(Path(command[-1]).read_text())
+        started.append((flags, {path.name for path in log.parent.iterdir()}))
+        return 0
+
+    monkeypatch.setattr(recipe, "launch", here)
+    recipe.main()
+    return started
+
+
+def rows_of(folder):
+    with (folder / "runs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_curve_from_end_to_end(recipe, toys, settings, tmp_path, monkeypatch, capsys):
+    started = start(recipe, settings, tmp_path, monkeypatch)
+    out = tmp_path / "out"
+    rows = rows_of(out)
+    assert [(row["curve"], row["labels"], row["train_pairs"]) for row in rows] == [
+        ("judge", "0", "0"),
+        ("Bradley-Terry", "0", "0"),
+        ("judge", "8", "8"),
+        ("Bradley-Terry", "8", "8"),
+        ("no judge", "8", "8"),
+    ]
+    runs = [flags for flags, _ in started]
+    # One run before all others, which is where its curve starts.
+    assert "max_train_samples" not in runs[1] and runs[1]["max_steps"] == 1
+    assert runs[2]["model_name_or_path"] == runs[4]["model_name_or_path"] == str(out / "first" / "Bradley-Terry")
+    assert not (out / "run").exists()
+
+    # 0 labels: nothing is trained or saved, and the accuracies are those of the models as they are.
+    assert started[0][1] == {"config.yaml", "run.json", "metrics.json"}
+    assert "adapter_model.safetensors" in started[3][1]
+    pairs = read_preferences([json.loads(line) for line in (toys / "test.jsonl").read_text().splitlines()], "test")
+    judge = BothOrders(GramJudge.from_pretrained(str(toys / "judge")))
+    probabilities = [j.prob_a for j in judge.compare([Pair(pair.prompt, pair.chosen, pair.rejected) for pair in pairs])]
+    assert float(rows[0]["accuracy"]) == pytest.approx(sum(p > 0.5 for p in probabilities) / 30, abs=1e-9)
+    assert float(rows[0]["low"]) <= float(rows[0]["accuracy"]) <= float(rows[0]["high"])
+    reward = BradleyTerryReward.from_pretrained(str(out / "first" / "Bradley-Terry"))
+    scores = [score.scores for score in reward.score([Group(p.prompt, (p.chosen, p.rejected)) for p in pairs])]
+    assert float(rows[1]["accuracy"]) == pytest.approx(sum(a > b for a, b in scores) / 30, abs=1e-9)
+
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert f"| judge | {float(rows[0]['accuracy']):.3f} | {float(rows[2]['accuracy']):.3f} |" in printed
+    assert "| no judge |  | " in printed
+
+    # Started again, it runs what is missing and nothing else.
+    assert start(recipe, settings, tmp_path, monkeypatch) == []
+    with (out / "runs.csv").open("r+") as file:
+        kept = file.read().splitlines(keepends=True)
+        file.seek(0)
+        file.truncate()
+        file.writelines(kept[:-1])  # as if stopped before the last
+    ((again, _),) = start(recipe, settings, tmp_path, monkeypatch)
+    assert again["model_name_or_path"] == str(toys / "model") and again["max_train_samples"] == 8
+    assert [row["accuracy"] for row in rows_of(out)] == [row["accuracy"] for row in rows]
+
+    settings["curves"]["judge"]["learning_rate"] = 1e-5
+    with pytest.raises(SettingsError, match="holds runs of curve 'judge' with other settings"):
+        start(recipe, settings, tmp_path, monkeypatch)
+
+
+def test_a_failed_run_stops_with_its_last_words_and_leaves_no_row(recipe, settings, tmp_path):
+    launcher = f"{sys.executable} -c \"import sys; sys.exit('no memory')\""
+    arguments = recipe.CurveArguments(**settings, launcher=launcher)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(GramError, match=r"train_bradley_terry.py .* ended with status 1; .*log.txt ends:\nno memory"):
+        recipe.measure(recipe.Point("Bradley-Terry", 0, 0), arguments, tmp_path / "out")
+    assert not (tmp_path / "out" / "first").exists() and not (tmp_path / "out" / "runs.csv").exists()
+
+
+def test_a_runs_own_file_lies_under_its_flags(recipe, tmp_path, monkeypatch):
+    (tmp_path / "flags.yaml").write_text("learning_rate: 1.0e-3\nseed: 7\neval_strategy: steps\n")
+
+    def launch(command, log):
+        (tmp_path / "run" / "metrics.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(recipe, "launch", launch)
+    flags = {"config": str(tmp_path / "flags.yaml"), "seed": 8}
+    assert recipe.run("finetune_gram", flags, "python", tmp_path / "run") == {}
+    said = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (said["learning_rate"], said["seed"], said["eval_strategy"]) == (1e-3, 8, "no")
+    assert "config" not in said and said["output_dir"] == str(tmp_path / "run")
+    assert flags["seed"] == 8 and "config" in flags, "the caller's flags stay as they are"
+
+
+def test_a_seed_after_the_other_and_zero_labels_once(recipe, settings):
+    settings |= {"labels": [8, 0, 8], "seeds": 2}
+    points = recipe.plan(recipe.CurveArguments(**settings))
+    assert [(point.curve[0], point.labels, point.seed) for point in points] == [
+        ("j", 0, 0), ("B", 0, 0), ("j", 8, 0), ("B", 8, 0), ("n", 8, 0), ("j", 8, 1), ("B", 8, 1), ("n", 8, 1),
+    ]  # fmt: skip
+
+
+def test_the_table_and_the_file(recipe, tmp_path):
+    results = {
+        recipe.Point("one, two", 300, 0): recipe.Result(299, 0.75, 0.7, 0.8, 1.5),
+        recipe.Point("one, two", 300, 1): recipe.Result(300, 0.85, 0.8, 0.9, 1.5),
+        recipe.Point("one, two", 0, 0): recipe.Result(0, 0.5, 0.4, 0.6, 1.0),
+        recipe.Point("three", 300, 0): recipe.Result(300, 1 / 3, 0.1, 0.6, 1.0),
+    }
+    assert recipe.table(results).splitlines() == [
+        "| labels | 0 | 300 |",
+        "| --- | --- | --- |",
+        "| one, two | 0.500 | 0.800 (0.750 to 0.850) |",
+        "| three |  | 0.333 |",
+    ]
+    recipe.write_results(tmp_path / "runs.csv", results)
+    assert recipe.read_results(tmp_path / "runs.csv") == results
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+    assert recipe.read_results(tmp_path / "none.csv") == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"labels": [-1]}, r"--labels is \[-1\]"),
+        ({"curves": None}, "curves is None: name them in the --config file"),
+        ({"curves": "{}"}, "curves is '{}'"),
+        ({"shared": "x"}, "shared is 'x', not a mapping"),
+        ({"shared": {"seed": 1}}, "curve 'judge': seed is set for all curves"),
+        ({"curves": {"a/b": {}}}, "curve 'a/b': a folder is named after it"),
+        ({"curves": {"a": {"recipe": "ppo_gram"}}}, "`recipe` must be one of finetune_gram, train_bradley_terry"),
+        ({"curves": {"a": {"recipe": "finetune_gram"}}}, "give either model_name_or_path or `first`"),
+        ({"curves": {"a": {"recipe": "finetune_gram", "first": 3}}}, "first is 3, not a mapping"),
+        (
+            {"curves": {"a": {"recipe": "finetune_gram", "model_name_or_path": "x", "max_train_samples": 9}}},
+            "max_train_samples is set for all curves",
+        ),
+        (
+            {"curves": {"a": {"recipe": "finetune_gram", "model_name_or_path": "x", "least_labels": 9}}},
+            r"least_labels is 9, which leaves none of --labels \[0, 8\]",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(recipe, settings, change, message):
+    with pytest.raises(SettingsError, match=message):
+        recipe.CurveArguments(**settings | change)
+
+
+def test_counts_that_the_data_cannot_give_are_refused(recipe, settings, tmp_path):
+    with pytest.raises(SettingsError, match=r"--labels 25: .*train.jsonl holds 24 pairs"):
+        recipe.check_pairs(recipe.CurveArguments(**settings | {"labels": [0, 25]}))
+    with pytest.raises(SettingsError, match="no pairs are held out"):
+        recipe.check_pairs(recipe.CurveArguments(**settings | {"eval_dataset": None}))
+    with pytest.raises(DataError, match=r"nowhere.jsonl is no file"):
+        recipe.check_pairs(recipe.CurveArguments(**settings | {"eval_dataset": [str(tmp_path / "nowhere.jsonl")]}))
+    recipe.check_pairs(recipe.CurveArguments(**settings | {"labels": [24]}))
+
+
+def test_without_flags_it_is_the_small_world(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAM_SMALL_WORLD", str(tmp_path))
+    arguments = recipe.CurveArguments(**recipe.small_world_defaults())
+    world = recipe.small_world_cache.folder()
+    assert arguments.curves["stage 1, first task"]["model_name_or_path"] == str(world / "judge")
+    assert arguments.curves["no stage 1, first task"]["first"]["model_name_or_path"] == str(world / "policy")
+    recipe.write_second_task()
+    recipe.write_second_task()  # once
+    recipe.check_pairs(arguments)
+    rows = [json.loads(line) for line in Path(arguments.dataset[0]).read_text().splitlines()]
+    assert len(rows) == 4_000
+    texts = [(row["prompt"][0]["content"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows]
+
+    assert all(gold_reward(prompt, a, "terse") > gold_reward(prompt, b, "terse") for prompt, a, b in texts)
+    assert sum(gold_reward(prompt, a) < gold_reward(prompt, b) for prompt, a, b in texts) > 500, (
+        "another task than the first"
+    )
+
+
+@pytest.mark.slow
+def test_the_curve_in_processes_of_its_own(settings, tmp_path):
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    del settings["curves"]["Bradley-Terry"]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "recipes/adaptation_curve.py", "--config", str(tmp_path / "settings.yaml")]
+    done = subprocess.run(
+        [*command, "--labels", "0", "8", "16", "--seeds", "2"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(rows_of(tmp_path / "out")) == 1 + 4 + 4
+    bad = [*command, "--output_dir", str(tmp_path / "bad"), "--labels", "99"]
+    done = subprocess.run(bad, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --labels 99: ") and not (tmp_path / "bad").exists()
