@@ -220,7 +220,7 @@ def measure(point: Point, args: CurveArguments, out: Path) -> Result:
     flags |= {name: getattr(args, name) for name in DATA if getattr(args, name)}
     flags |= {"max_train_samples": point.labels, "seed": point.seed}
     began = time.perf_counter()
-    metrics = run(curve["recipe"], args.shared | flags, args.launcher, out / "run")
+    metrics = run(curve["recipe"], args.shared, flags, args.launcher, out / "run")
     interval = metrics["eval_accuracy_ci_low"], metrics["eval_accuracy_ci_high"]
     seconds = round(time.perf_counter() - began, 1)
     return Result(metrics["train_pairs"], metrics["eval_accuracy"], *interval, seconds)
@@ -230,22 +230,26 @@ def first(name: str, args: CurveArguments, out: Path) -> Path:
     """The model that a curve starts from, trained where it is missing."""
     model = out / "first" / name
     if not model.exists():
-        flags = args.shared | args.curves[name]["first"]
-        run(args.curves[name]["recipe"], flags, args.launcher, out / "run")
+        curve = args.curves[name]
+        run(curve["recipe"], args.shared, curve["first"], args.launcher, out / "run")
         model.parent.mkdir(exist_ok=True)
         (out / "run").rename(model)
     return model
 
 
-def run(recipe: str, flags: dict, launcher: str, folder: Path) -> dict[str, float]:
-    """A recipe with these flags, those in the file `config` under them; its metrics. Raises GramError: it failed."""
+def run(recipe: str, shared: dict, flags: dict, launcher: str, folder: Path) -> dict[str, float]:
+    """A recipe with the flags of all runs, of the file `config`, and its own, the later winning; its metrics.
+
+    Raises:
+        GramError: it failed.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    flags = dict(flags)
     if "config" in flags:
-        flags = yaml.safe_load(Path(flags.pop("config")).read_text()) | flags
+        shared = shared | yaml.safe_load(Path(flags["config"]).read_text())
+    own = {key: value for key, value in flags.items() if key != "config"}
     settings, log = folder / "config.yaml", folder / "log.txt"
-    settings.write_text(yaml.safe_dump(flags | QUIET | {"output_dir": str(folder)}))
+    settings.write_text(yaml.safe_dump(shared | own | QUIET | {"output_dir": str(folder)}))
     command = [*shlex.split(launcher), str(RECIPES / f"{recipe}.py"), "--config", str(settings)]
     if (status := launch(command, log)) != 0:
         raise GramError(f"{shlex.join(command)} ended with status {status}; {log} ends:\n{log.read_text()[-2000:]}")

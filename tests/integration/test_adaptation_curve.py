@@ -154,8 +154,8 @@ def test_a_failed_run_stops_with_its_last_words_and_leaves_no_row(recipe, settin
     assert not (tmp_path / "out" / "first").exists() and not (tmp_path / "out" / "runs.csv").exists()
 
 
-def test_a_runs_own_file_lies_under_its_flags(recipe, tmp_path, monkeypatch):
-    (tmp_path / "flags.yaml").write_text("learning_rate: 1.0e-3\nseed: 7\neval_strategy: steps\n")
+def test_flags_lie_over_the_runs_file_and_that_over_the_shared_ones(recipe, tmp_path, monkeypatch):
+    (tmp_path / "flags.yaml").write_text("num_train_epochs: 6\nseed: 7\neval_strategy: steps\n")
 
     def launch(command, log):
         (tmp_path / "run" / "metrics.json").write_text("{}")
@@ -163,11 +163,13 @@ def test_a_runs_own_file_lies_under_its_flags(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(recipe, "launch", launch)
     flags = {"config": str(tmp_path / "flags.yaml"), "seed": 8}
-    assert recipe.run("finetune_gram", flags, "python", tmp_path / "run") == {}
+    shared = {"num_train_epochs": 4, "learning_rate": 1e-3}
+    assert recipe.run("finetune_gram", shared, flags, "python", tmp_path / "run") == {}
     said = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (said["learning_rate"], said["seed"], said["eval_strategy"]) == (1e-3, 8, "no")
+    assert (said["learning_rate"], said["num_train_epochs"], said["seed"]) == (1e-3, 6, 8)
+    assert said["eval_strategy"] == "no"
     assert "config" not in said and said["output_dir"] == str(tmp_path / "run")
-    assert flags["seed"] == 8 and "config" in flags, "the caller's flags stay as they are"
+    assert "config" in flags and shared["num_train_epochs"] == 4, "the caller's flags stay as they are"
 
 
 def test_a_seed_after_the_other_and_zero_labels_once(recipe, settings):
