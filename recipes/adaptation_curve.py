@@ -62,6 +62,7 @@ class CurveArguments:
     seeds: int = field(default=3, metadata={"help": "Runs of each number: which pairs, and in which order."})
     curves: str | None = field(default=None, metadata={"help": "Names and their flags, in the --config file."})
     shared: str | None = field(default=None, metadata={"help": "Flags of every run, in the --config file."})
+    only: list[str] | None = field(default=None, metadata={"help": "Run and draw these curves, not all of them."})
     launcher: str = field(
         default=shlex.quote(sys.executable),
         metadata={"help": "What starts a run: this python, or 'deepspeed --num_gpus 8' and its like."},
@@ -78,6 +79,9 @@ class CurveArguments:
         if not isinstance(self.shared, dict):
             raise SettingsError(f"shared is {self.shared!r}, not a mapping of flags to values, as in {EXAMPLE}")
         self.curves = {str(name): curve for name, curve in self.curves.items()}
+        if unknown := [name for name in self.only or () if name not in self.curves]:
+            raise SettingsError(f"--only {unknown[0]!r} is none of the curves {', '.join(map(repr, self.curves))}")
+        self.curves = {name: curve for name, curve in self.curves.items() if name in (self.only or self.curves)}
         for name, curve in self.curves.items():
             self._check(name, curve)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -225,6 +226,21 @@ def test_the_table_and_the_file(recipe, tmp_path):
 def test_bad_settings_are_refused(recipe, settings, change, message):
     with pytest.raises(SettingsError, match=message):
         recipe.CurveArguments(**settings | change)
+
+
+def test_the_readmes_settings_are_settings(recipe):
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "curves:" in block)
+    arguments = recipe.CurveArguments(**yaml.safe_load(block))
+    assert list(arguments.curves) == ["GRAM", "GRAM, LoRA", "Bradley-Terry"]
+    assert len(recipe.plan(arguments)) == 2 * (1 + 3 * 3) + 3 * 3
+
+
+def test_only_some_curves(recipe, settings):
+    arguments = recipe.CurveArguments(**settings, only=["no judge"])
+    assert {point.curve for point in recipe.plan(arguments)} == {"no judge"}
+    with pytest.raises(SettingsError, match="--only 'nojudge' is none of the curves 'judge', 'Bradley-Terry', 'no ju"):
+        recipe.CurveArguments(**settings, only=["nojudge"])
 
 
 def test_counts_that_the_data_cannot_give_are_refused(recipe, settings, tmp_path):

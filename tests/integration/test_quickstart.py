@@ -89,6 +89,18 @@ def test_grpo_runs_without_flags_on_two_ranks(small_world, tmp_path):
     assert record["reference"] is None, "the responses meet each other"
 
 
+@pytest.mark.slow
+def test_a_curve_of_adaptation_is_drawn_without_a_file(small_world, tmp_path):
+    command = [sys.executable, REPOSITORY / "recipes" / "adaptation_curve.py", "--output_dir", tmp_path]
+    command += ["--only", "stage 1, first task", "--labels", 0, 96, "--seeds", 1]
+    environment = {**os.environ, "GRAM_SMALL_WORLD": small_world}
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    _, as_it_is, adapted = (tmp_path / "runs.csv").read_text().splitlines()
+    accuracy = [float(row.rpartition('"')[2].split(",")[4]) for row in (as_it_is, adapted)]
+    assert 0.6 < accuracy[0] < accuracy[1], "another task, of which it learns"
+
+
 def test_best_of_n_runs_without_flags(small_world, tmp_path):
     command = [sys.executable, REPOSITORY / "recipes" / "best_of_n.py", "--output_dir", tmp_path]
     command += ["--max_prompts", 16, "--num_samples", 8]
