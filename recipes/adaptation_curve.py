@@ -96,6 +96,9 @@ class CurveArguments:
             raise SettingsError(f"{where}: first is {first!r}, not a mapping of flags to values, as in {EXAMPLE}")
         if ("model_name_or_path" in curve) == (first is not None):
             raise SettingsError(f"{where}: give either model_name_or_path or `first`, the run that makes it")
+        for config in filter(None, (curve.get("config"), (first or {}).get("config"))):
+            if not Path(config).is_file():
+                raise SettingsError(f"{where}: config {config} is no file")
         for flag in sorted({*DATA, "max_train_samples", "seed", "output_dir"} & {*curve, *self.shared}):
             raise SettingsError(f"{where}: {flag} is set for all curves by this recipe; leave it out")
         least = curve.get("least_labels", 0)
@@ -158,7 +161,7 @@ def second_task() -> Path:
 
 def small_world_defaults() -> dict:
     """The settings of configs/small_world_adaptation.yaml; its folders need not be there yet."""
-    folders = {"world": small_world_cache.folder(), "data": second_task()}
+    folders = {"world": small_world_cache.folder(), "data": second_task(), "recipes": RECIPES}
     return yaml.safe_load(Template(EXAMPLE.read_text()).substitute(folders))
 
 

@@ -218,6 +218,10 @@ def test_the_table_and_the_file(recipe, tmp_path):
             "max_train_samples is set for all curves",
         ),
         (
+            {"curves": {"a": {"recipe": "finetune_gram", "first": {"config": "nowhere.yaml"}}}},
+            "curve 'a': config nowhere.yaml is no file",
+        ),
+        (
             {"curves": {"a": {"recipe": "finetune_gram", "model_name_or_path": "x", "least_labels": 9}}},
             r"least_labels is 9, which leaves none of --labels \[0, 8\]",
         ),
