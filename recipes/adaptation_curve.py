@@ -312,7 +312,7 @@ def draw(results: Results, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for position, (name, points) in enumerate(by_curve(results).items()):
         color = f"C{position}"
-        at = [counts.index(count) + 0.05 * position for count in points]
+        at = [counts.index(count) + 0.03 * position for count in points]
         mean = [fmean(row.accuracy for row in runs) for runs in points.values()]
         low = [fmean(row.low for row in runs) for runs in points.values()]
         high = [fmean(row.high for row in runs) for runs in points.values()]
