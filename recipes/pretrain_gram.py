@@ -19,6 +19,7 @@ from rlhf.launch import parse_args, run_main, start, write_run_record
 
 def main() -> None:
     start()
+    from transformers import set_seed
     from trl import ModelConfig
 
     from reward.judges.gram import load_encoder
@@ -56,6 +57,7 @@ def main() -> None:
         print(json.dumps(facts))
     write_run_record(training.output_dir, (data, reading, training, model_args), facts)
 
+    set_seed(training.seed)  # the trainer seeds too late for the random start of an adapter
     model = load_for_training(
         model_args,
         gradient_checkpointing=bool(training.gradient_checkpointing),
