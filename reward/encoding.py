@@ -91,6 +91,8 @@ class Encoded:
 class JudgeEncoder:
     """Turns pairs into token ids for one tokenizer and one `JudgeConfig`.
 
+    `answer_tokens` of the model's context are left free for what comes after the input: a label, or a whole reply.
+
     Attributes: `config` with the rendering resolved, `label_ids` (id of label A, id of label B), `max_length`.
 
     Raises, at construction, before any weights are needed:
@@ -99,7 +101,13 @@ class JudgeEncoder:
         PromptError: the chat template cannot render one user message; the tokenizer gives no character offsets.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: JudgeConfig, context_length: int | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: JudgeConfig,
+        context_length: int | None = None,
+        answer_tokens: int = 1,
+    ):
         if not tokenizer.is_fast:
             raise PromptError(
                 f"{tokenizer.name_or_path} has a slow tokenizer, which gives no character offsets to cut texts by: "
@@ -125,7 +133,7 @@ class JudgeEncoder:
         self._skeleton_controls = self._count_controls(empty)
         self._count_markers = marker_counter(self._markers_as_read())
         self._skeleton_markers = self._count_markers(tokenizer.decode(empty))
-        room = [length - 1 for length in (context_length,) if length is not None]  # the label comes after the input
+        room = [length - answer_tokens for length in (context_length,) if length is not None]
         room += [length for length in (config.max_length,) if length is not None]
         self.max_length = min(room) if room else None
         needed = self._skeleton_length + 3 * MIN_SLOT_TOKENS
@@ -133,7 +141,7 @@ class JudgeEncoder:
             raise ContextTooShortError(
                 f"the {self.prompt.name!r} prompt takes {self._skeleton_length} tokens of {tokenizer.name_or_path} and "
                 f"needs at least {needed} with a question and two responses, but only {self.max_length} fit: "
-                "use --prompt compact, a larger --max_length or a model with a longer context"
+                "use a compact prompt, a larger --max_length, a shorter answer or a model with a longer context"
             )
 
     # --- text and ids ---------------------------------------------------------------------------------------------
@@ -183,7 +191,7 @@ class JudgeEncoder:
             )
 
     def _read_label_ids(self) -> tuple[int, int]:
-        text = self._text(slots_of(_PROBE))
+        text = self._text(slots_of(_PROBE)) + self.prompt.before_label
         base, with_a, with_b = self.tokenize([text, *(text + label for label in self.config.labels)])
         found = []
         for label, ids in zip(self.config.labels, (with_a, with_b), strict=True):

@@ -1,5 +1,6 @@
 """What a judge reads: the prompts byte for byte, conversations, and texts that cannot leave their slot."""
 
+import hashlib
 import re
 import time
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from reward.errors import PromptError, SettingsError
 from reward.prompts import (
     COMPACT,
+    COMPACT_R2,
     GRAM,
+    GRAM_R2,
     PROMPTS,
     Neutraliser,
     fill,
@@ -69,6 +72,41 @@ def test_the_gram_prompt_is_the_one_in_gram_md():
     assert GRAM.template == block
 
 
+def published_slots(template: str) -> str:
+    slots = {"{input}": "{user_input}", "{response_a}": "{response_1}", "{response_b}": "{response_2}"}
+    return re.sub("|".join(map(re.escape, slots)), lambda match: slots[match.group()], template)
+
+
+def test_the_gram_r2_prompt_is_the_published_one_byte_for_byte():
+    published = published_slots(GRAM_R2.template).encode()
+    assert len(published) == 1_925
+    assert hashlib.sha256(published).hexdigest() == "3bbed89b057f078e352e480b964a22bd19357bcadf294edbaaf9d9f6bf5c2820"
+    assert GRAM_R2.labels == ("A", "B")
+
+
+@requires_shared
+def test_the_gram_r2_prompt_is_the_one_in_gram_md():
+    section = (SHARED / "gram.md").read_text().split("## 6. GRAM-R²")[1]
+    assert published_slots(GRAM_R2.template) == re.search(r"```\n(.*?)\n```", section, re.DOTALL).group(1)
+
+
+@pytest.mark.parametrize("prompt", [GRAM_R2, COMPACT_R2])
+def test_a_prompt_that_asks_for_reasons_names_every_part_of_the_reply_in_order(prompt):
+    parts = ["<think>", "Feedback:", "Comparision:", "Conclusion:", "</think>", "<answer>", "A or B", "</answer>"]
+    places = [prompt.template.index(part) for part in parts]
+    assert places == sorted(places)
+    assert prompt.before_label == "<answer>\n"
+    assert GRAM.before_label == COMPACT.before_label == ""
+
+
+def test_the_compact_prompt_for_reasons_is_the_compact_one_and_one_line_more():
+    assert COMPACT_R2.template == (
+        "Question: {input}\nReply A: {response_a}\nReply B: {response_b}\n"
+        "Better: <think> Feedback: Comparision: Conclusion: </think> <answer> A or B </answer>"
+    )
+    assert COMPACT_R2.markers == COMPACT.markers
+
+
 def test_stage_1_shows_the_same_texts_as_upstreams_records():
     assert GRAM.pretrain_input == "[User Question]\n{input}\n\n"
     assert GRAM.pretrain_output == (
@@ -93,7 +131,7 @@ def test_every_fixed_line_around_the_slots_is_a_marker(name):
 
 def test_an_unknown_prompt_is_refused_with_the_known_names():
     assert judge_prompt("gram") is GRAM
-    with pytest.raises(SettingsError, match="'gramm': choose one of compact, gram"):
+    with pytest.raises(SettingsError, match="'gramm': choose one of compact, compact_r2, gram, gram_r2"):
         judge_prompt("gramm")
 
 
