@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from reward import aggregation as aggregations
 from reward.errors import SettingsError
-from reward.metrics import judgment_metrics
+from reward.metrics import cost_metrics, judgment_metrics
 from reward.normalise import Moments
 from reward.pairing import AgainstReference, Pairing, Result, canonical_order
 from reward.types import Group, GroupScore, Judge, Judgment, Metric, Pair, RewardBackend
@@ -70,9 +70,10 @@ class PairwiseReward:
             reasons = (f"a single response meets nobody under the pairing {self.pairing.name}",)
         return GroupScore(
             tuple(values[position] for position in tournament.positions),
-            judgment_metrics(judgments),
+            judgment_metrics(judgments) + cost_metrics(judgments, len(tournament.positions)),
             reasons,
             len(judgments),
+            tournament.rationales(),
         )
 
 
@@ -114,6 +115,26 @@ class Tournament:
     def record(self, games: Sequence[tuple[int, int]], judgments: Sequence[Judgment]) -> None:
         for (first, second), judgment in zip(games, judgments, strict=True):
             self.played.append((Result(first, second, judgment.prob_a), judgment))
+
+    def rationales(self) -> tuple[str, ...]:
+        """What the judge wrote of each response's first game, and its letter there; none if it never writes."""
+        written: dict[int, str] = {}
+        for result, judgment in self.played:
+            for player, letters in ((result.first, "AB"), (result.second, "BA")):
+                if player not in written and (told := _told(judgment, letters)):
+                    written[player] = told
+        return tuple(written.get(position, "") for position in self.positions) if written else ()
+
+
+def _told(judgment: Judgment, letters: str) -> str:
+    """The text of the reading that agrees with the verdict, of the first one in doubt, and who is who in it.
+
+    letters: what the response is called in the order that was asked for, and in the other one.
+    """
+    readings = judgment.readings or (judgment,)
+    told = [(each, letter) for each, letter in zip(readings, letters[: len(readings)], strict=True) if each.rationale]
+    told.sort(key=lambda pair: not (pair[0].prob_a - 0.5) * (judgment.prob_a - 0.5) > 0)
+    return f"(this is {told[0][1]}) {told[0][0].rationale}" if told else ""
 
 
 def _require_references(groups: Sequence[Group], name: str) -> None:
@@ -188,4 +209,13 @@ class WeightedSum:
             sum(member.worth(score) for member, score in zip(self.members, of_response, strict=True))
             for of_response in zip(*(part.scores for part in parts), strict=True)
         )
-        return GroupScore(scores, tuple(metrics), tuple(reasons), sum(part.judgments for part in parts))
+        judgments = sum(part.judgments for part in parts)
+        return GroupScore(scores, tuple(metrics), tuple(reasons), judgments, self._rationales(parts))
+
+    def _rationales(self, parts: tuple[GroupScore, ...]) -> tuple[str, ...]:
+        told = [
+            [f"{member.label}: {text}" for text in part.rationales]
+            for member, part in zip(self.members, parts, strict=True)
+            if part.rationales
+        ]
+        return tuple("\n".join(texts) for texts in zip(*told, strict=True))

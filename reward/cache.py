@@ -44,7 +44,8 @@ class Cached:
 
     The pairs of a batch that are left go down in one call, in the order of their first appearance; where none is left
     there is no call. Judgments that cost no reading, stored ones and repeats in the batch, come back as `cached`.
-    Verdicts are stored; a pair without one is asked again in the next batch. When the judge raises, nothing is stored.
+    Verdicts are stored, and sampled replies with or without one; a pair without either is asked again in the next
+    batch. When the judge raises, nothing is stored.
     """
 
     def __init__(self, judge: Judge, store: "JudgmentStore | None" = None):
@@ -132,11 +133,12 @@ class JudgmentStore:
         return found
 
     def put(self, judgments: Mapping[bytes, Judgment]) -> None:
-        """Stores the verdicts among `judgments`, all or none of them.
+        """Stores the final among `judgments`, all or none of them.
 
-        A judgment without a verdict is left out: its reason may have passed when the pair is asked again.
+        A judgment without a verdict is left out: its reason may have passed when the pair is asked again. Of sampled
+        replies the texts are the judgment, so they are kept as soon as all of them are there.
         """
-        records = {key: _json(asdict(judgment)) for key, judgment in judgments.items() if judgment.has_verdict}
+        records = {key: _json(asdict(judgment)) for key, judgment in judgments.items() if _is_final(judgment)}
         rows = [(key, record, _checksum(key, record)) for key, record in records.items()]
         with self._mutex:
             self._with_own(lambda own: _insert(own, rows))
@@ -293,8 +295,14 @@ def _decoded(key: bytes, record: object, checksum: object) -> Judgment | None:
         return None
 
 
+def _is_final(judgment: Judgment) -> bool:
+    return all(sample.rationale for sample in judgment.samples) if judgment.samples else judgment.has_verdict
+
+
 def _judgment(values: Mapping[str, object]) -> Judgment:
-    return Judgment(**{**values, "readings": tuple(_judgment(reading) for reading in values["readings"])})
+    """Records of judges before there were samples have none."""
+    inner = {name: tuple(map(_judgment, values.get(name, ()))) for name in ("readings", "samples")}
+    return Judgment(**{**values, **inner})
 
 
 def _checksum(key: bytes, record: bytes) -> bytes:

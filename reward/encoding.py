@@ -25,6 +25,9 @@ _PROBE = Pair((Message("user", "Which is better?"),), "This one.", "That one.")
 # Stock templates of some model families write today's date into the prompt, so that scores change from day to day.
 # Qwen3 ends the prompt with an empty think block only when told to. Templates ignore arguments they do not know.
 DEFAULT_TEMPLATE_KWARGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+# Of judges that write their reasons: they open the think block themselves, and an empty one before it would be another.
+REASONING_TEMPLATE_KWARGS = DEFAULT_TEMPLATE_KWARGS | {"enable_thinking": True}
+LONGEST_REPLY = 1024  # tokens, where nobody says
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,19 @@ class JudgeConfig:
         Path(folder, CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def load(cls, model: str | Path, revision: str | None = None) -> "JudgeConfig":
-        """The `gram.json` of a folder or hub repository; the published conventions where there is none.
+    def load(cls, model: str | Path, revision: str | None = None, published: str = "gram") -> "JudgeConfig":
+        """The `gram.json` of a folder or hub repository; where there is none, the conventions of the checkpoints
+        published for the prompt `published`: gram (GRAM) or gram_r2 (GRAM-R²).
 
         Raises:
             SettingsError: the file is not JSON or holds a field that this version does not know.
         """
         path = cached_file(str(model), CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
         if path is None:
-            return cls()
+            reasons = bool(judge_prompt(published).before_label)
+            return cls(
+                published, template_kwargs=dict(REASONING_TEMPLATE_KWARGS if reasons else DEFAULT_TEMPLATE_KWARGS)
+            )
         try:
             stored = json.loads(Path(path).read_text())
         except json.JSONDecodeError as error:
@@ -93,7 +100,8 @@ class JudgeEncoder:
 
     `answer_tokens` of the model's context are left free for what comes after the input: a label, or a whole reply.
 
-    Attributes: `config` with the rendering resolved, `label_ids` (id of label A, id of label B), `max_length`.
+    Attributes: `config` with the rendering resolved, `label_ids` (id of label A, id of label B), `max_length`,
+    `answer_tokens`.
 
     Raises, at construction, before any weights are needed:
         LabelTokenError: the labels do not extend the prompt by exactly one token each, read in context.
@@ -136,6 +144,7 @@ class JudgeEncoder:
         room = [length - answer_tokens for length in (context_length,) if length is not None]
         room += [length for length in (config.max_length,) if length is not None]
         self.max_length = min(room) if room else None
+        self.answer_tokens = answer_tokens
         needed = self._skeleton_length + 3 * MIN_SLOT_TOKENS
         if self.max_length is not None and self.max_length < needed:
             raise ContextTooShortError(

@@ -49,6 +49,7 @@ def judgment_metrics(judgments: Sequence[Judgment]) -> tuple[Metric, ...]:
     label_mass: P(A) + P(B) over the vocabulary. tie: prob_a is exactly 0.5.
     order_consistency: both reading orders prefer the same response.
     first_position: the response read first wins, over single readings (0.5 for a judge without position bias).
+    sample_no_verdict: of the replies of a judge that reasons, those without a verdict.
     margin_0.0_0.2 … margin_0.8_1.0: verdicts with |2 prob_a - 1| in that fifth, the lower end included and in the
     last the upper end too.
     """
@@ -63,6 +64,7 @@ def judgment_metrics(judgments: Sequence[Judgment]) -> tuple[Metric, ...]:
         "tie": [judgment.prob_a == 0.5 for judgment in decided],
         "order_consistency": [_consistent(judgment) for judgment in read_twice],
         "first_position": [_first_wins(judgment) for judgment in read_twice],
+        "sample_no_verdict": [not sample.has_verdict for judgment in judgments for sample in _samples(judgment)],
     }
     for i in range(_MARGIN_BINS):
         metrics[f"margin_{i / _MARGIN_BINS}_{(i + 1) / _MARGIN_BINS}"] = [found == i for found in bins]
@@ -83,8 +85,27 @@ def means(metrics: Iterable[Metric]) -> dict[str, float]:
     return {name: metric.total / metric.count for name, metric in merge(metrics).items()}
 
 
+def cost_metrics(judgments: Sequence[Judgment], responses: int) -> tuple[Metric, ...]:
+    """judged_tokens: what the judge read and wrote for a response; cached readings cost nothing.
+
+    Left out where no judge tells.
+    """
+    readings = [reading for judgment in judgments for reading in _readings(judgment)]
+    if not responses or not any(reading.tokens for reading in readings):
+        return ()
+    return (Metric("judged_tokens", float(sum(each.tokens for each in readings if not each.cached)), responses),)
+
+
+def _readings(judgment: Judgment) -> tuple[Judgment, ...]:
+    return judgment.readings or (judgment,)
+
+
+def _samples(judgment: Judgment) -> list[Judgment]:
+    return [sample for reading in _readings(judgment) for sample in reading.samples]
+
+
 def _saved(judgment: Judgment) -> float:
-    readings = judgment.readings or (judgment,)
+    readings = _readings(judgment)
     return sum(reading.cached for reading in readings) / len(readings)
 
 

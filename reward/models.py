@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from reward.placement import gathered
 # Tokens of a judging batch. A GPU wants many at once; a CPU is busy with few, and more of them leave its caches: 2,048
 # judge a fifth more pairs a second than 16,384 in the small world (docs/benchmarks.md).
 DEFAULT_TOKEN_BUDGET = {"cpu": 2_048, "gpu": 16_384}
+_Key = TypeVar("_Key")
 _NO_PART_OF_AN_ANSWER = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
@@ -23,7 +24,7 @@ def default_token_budget(device: torch.device) -> int:
     return DEFAULT_TOKEN_BUDGET["cpu" if device.type == "cpu" else "gpu"]
 
 
-def batches_by_length(lengths: Mapping[int, int], token_budget: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Mapping[_Key, int], token_budget: int) -> Iterator[list[_Key]]:
     """The keys of `lengths` (tokens of an input), longest first, at most `token_budget` tokens a batch with padding."""
     order = sorted(lengths, key=lambda key: -lengths[key])
     while order:

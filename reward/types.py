@@ -99,7 +99,10 @@ class Judgment:
     `label_mass` is P(A) + P(B) over the whole vocabulary, NaN where it is not known.
     `truncated` tells that the judge did not read the texts in full.
     `cached` tells that it cost no work: it was stored, or asked before in the same batch (no part of equality).
-    `readings` holds the judgments this one was averaged from, each turned to this pair's orientation.
+    `readings` holds the two reading orders this one was averaged from, each turned to this pair's orientation.
+    `tokens` is how many the judge read and wrote for it, 0 where that is not known.
+    `samples` holds the replies of a judge that reasons, each a judgment whose `rationale` is its whole text; a text
+    calls the response that was read first A.
 
     >>> Judgment(0.75).swap().prob_a
     0.25
@@ -112,6 +115,8 @@ class Judgment:
     truncated: bool = False
     cached: bool = field(default=False, compare=False)
     readings: tuple["Judgment", ...] = ()
+    tokens: int = 0
+    samples: tuple["Judgment", ...] = ()
 
     def __post_init__(self):
         if math.isnan(self.prob_a):
@@ -126,8 +131,9 @@ class Judgment:
 
     def swap(self) -> "Judgment":
         """The same judgment, told of the pair read in the other order."""
-        swapped = tuple(reading.swap() for reading in self.readings)
-        return replace(self, prob_a=1.0 - self.prob_a, readings=swapped)
+        readings = tuple(reading.swap() for reading in self.readings)
+        samples = tuple(sample.swap() for sample in self.samples)
+        return replace(self, prob_a=1.0 - self.prob_a, readings=readings, samples=samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +163,14 @@ class GroupScore:
     """A backend's answer to one group: `scores[j]` belongs to `responses[j]`, higher is better, NaN is not scored.
 
     `judgments` is how many comparisons were asked for it (0 for a backend that compares nothing), `reasons` name why
-    judgments or scores are missing.
+    judgments or scores are missing. `rationales` has a text a response, or none at all.
     """
 
     scores: tuple[float, ...]  # (G,)
     metrics: tuple[Metric, ...] = ()
     reasons: tuple[str, ...] = ()
     judgments: int = 0
+    rationales: tuple[str, ...] = ()  # (G,)
 
 
 @dataclass(frozen=True, slots=True)

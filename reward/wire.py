@@ -70,6 +70,7 @@ class GroupScoreBody(_Body):
     metrics: list[MetricBody] = []
     reasons: list[str] = Field([], description="Why judgments or scores are missing.")
     judgments: int = Field(0, ge=0, description="Comparisons that were asked for it.")
+    rationales: list[str] = Field([], description="Why, a text a response; none where the judge writes none.")
 
     @classmethod
     def of(cls, score: GroupScore) -> "GroupScoreBody":
@@ -78,11 +79,13 @@ class GroupScoreBody(_Body):
             metrics=[MetricBody(**metric._asdict()) for metric in score.metrics],
             reasons=list(score.reasons),
             judgments=score.judgments,
+            rationales=list(score.rationales),
         )
 
     def record(self) -> GroupScore:
         metrics = tuple(Metric(metric.name, metric.total, metric.count) for metric in self.metrics)
-        return GroupScore(tuple(_nan(value) for value in self.scores), metrics, tuple(self.reasons), self.judgments)
+        scores = tuple(_nan(value) for value in self.scores)
+        return GroupScore(scores, metrics, tuple(self.reasons), self.judgments, tuple(self.rationales))
 
 
 class JudgmentBody(_Body):
@@ -94,7 +97,11 @@ class JudgmentBody(_Body):
     reason: str = ""
     truncated: bool = Field(False, description="The judge did not read the texts in full.")
     cached: bool = Field(False, description="It cost no work.")
-    readings: list["JudgmentBody"] = Field([], description="What it was averaged from, told of the pair as given.")
+    readings: list["JudgmentBody"] = Field([], description="Both reading orders, told of the pair as given.")
+    tokens: int = Field(0, ge=0, description="Read and written for it; 0 is not known.")
+    samples: list["JudgmentBody"] = Field(
+        [], description="Replies of a judge that reasons; the texts call the response read first A."
+    )
 
     @classmethod
     def of(cls, judgment: Judgment) -> "JudgmentBody":
@@ -106,6 +113,8 @@ class JudgmentBody(_Body):
             truncated=judgment.truncated,
             cached=judgment.cached,
             readings=[cls.of(reading) for reading in judgment.readings],
+            tokens=judgment.tokens,
+            samples=[cls.of(sample) for sample in judgment.samples],
         )
 
     def record(self) -> Judgment:
@@ -118,6 +127,8 @@ class JudgmentBody(_Body):
             self.truncated,
             self.cached,
             tuple(reading.record() for reading in self.readings),
+            self.tokens,
+            tuple(sample.record() for sample in self.samples),
         )
 
 

@@ -192,6 +192,8 @@ class JudgedRollout:
             log_metric(name, value)
         if references is not None:
             log_extra("reference", [reference for reference in references for _ in range(size)])
+        if any(result.rationales for result in results):
+            log_extra("rationale", [text for result in results for text in result.rationales or ("",) * size])
         self.scores = [score for result in results for score in result.scores]
         return rows_from_scores(results)
 

@@ -10,11 +10,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
+from reward.encoding import LONGEST_REPLY, Encoded, JudgeConfig, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.label_logits import label_logits, left_pad
 from reward.models import batches_by_length, default_token_budget, fingerprint
 from reward.placement import load_sharded, whole
+from reward.prompts import judge_prompt
 from reward.types import NO_VERDICT, Judgment, Pair
 
 
@@ -62,20 +63,9 @@ class GramJudge:
         Raises:
             LabelTokenError, ContextTooShortError, PromptError, SettingsError: see `JudgeEncoder` and `JudgeConfig`.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        encoder = load_encoder(path, revision=revision, max_length=max_length, trust_remote_code=trust_remote_code)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-        def load() -> PreTrainedModel:
-            return AutoModelForCausalLM.from_pretrained(
-                path, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
-            )
-
-        if sharded:
-            return cls(load_sharded(load, dtype), encoder, token_budget)
-        with whole():
-            return cls(load().to(device), encoder, token_budget)
+        names = {"revision": revision, "trust_remote_code": trust_remote_code}
+        encoder = load_encoder(path, max_length=max_length, **names)
+        return cls(load_model(path, dtype=dtype, device=device, sharded=sharded, **names), encoder, token_budget)
 
     def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
         work = self.prepare(pairs)
@@ -107,7 +97,7 @@ class GramJudge:
         probabilities = read.margin.cpu().double().sigmoid().tolist()
         masses = read.label_mass.tolist()
         for i, probability, mass in zip(indices, probabilities, masses, strict=batch is not None):
-            work.judgments[i] = _judgment(probability, mass, work.encoded[i].truncated)
+            work.judgments[i] = _judgment(probability, mass, work.encoded[i].truncated, len(work.encoded[i].ids))
 
     @property
     def _pad_id(self) -> int:
@@ -123,10 +113,35 @@ class GramWork:
     judgments: list[Judgment]
 
 
-def _judgment(probability: float, mass: float, truncated: bool) -> Judgment:
+def _judgment(probability: float, mass: float, truncated: bool, tokens: int) -> Judgment:
     if probability != probability:  # NaN: overflow in half precision, or broken weights
-        return Judgment(NO_VERDICT, reason="the label logits are not finite", truncated=truncated)
-    return Judgment(probability, label_mass=mass, truncated=truncated)
+        return Judgment(NO_VERDICT, reason="the label logits are not finite", truncated=truncated, tokens=tokens)
+    return Judgment(probability, label_mass=mass, truncated=truncated, tokens=tokens)
+
+
+def load_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    sharded: bool = False,
+) -> nn.Module:
+    """The weights of a judge: see `GramJudge.from_pretrained`."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+    def load() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+
+    if sharded:
+        return load_sharded(load, dtype)
+    with whole():
+        return load().to(device)
 
 
 def load_encoder(
@@ -136,17 +151,32 @@ def load_encoder(
     max_length: int | None = None,
     config: JudgeConfig | None = None,
     trust_remote_code: bool = False,
+    reasons: bool = False,
+    answer_tokens: int | None = None,
 ) -> JudgeEncoder:
     """Tokenizer, `gram.json` and context length of a judge, checked against each other; no weights are read.
 
+    `reasons` tells which kind of judge is meant, one that writes its reasons before the label or one that does not.
+    `answer_tokens` is room in the context for what it writes; default 1 for a label, for reasons 1,024 or half of the
+    context where that is less.
+
     Raises:
-        SettingsError: there is no such folder or hub repository. PromptError and its kinds: see `JudgeEncoder`.
+        SettingsError: there is no such folder or hub repository, or its `gram.json` is of a judge of the other kind.
+        PromptError and its kinds: see `JudgeEncoder`.
     """
+    if answer_tokens is not None and answer_tokens < 1:
+        raise SettingsError(f"--reward_answer_tokens is {answer_tokens}: give at least 1")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise SettingsError(f"no model can be loaded from {path}: {error}") from error
-    config = config or JudgeConfig.load(path, revision)
+    if config is None:
+        config = JudgeConfig.load(path, revision, "gram_r2" if reasons else "gram")
+        if bool(judge_prompt(config.prompt).before_label) != reasons:
+            right = "gram_r2: it writes its reasons first" if not reasons else "gram: it answers a label alone"
+            raise SettingsError(
+                f"the judge in {path} was trained on the prompt {config.prompt!r}: use --reward {right}"
+            )
     if max_length is not None:
         config = replace(config, max_length=max_length)
     base = adapter_base(path, revision)  # an adapter's folder has no configuration of its own
@@ -154,7 +184,9 @@ def load_encoder(
         base or path, revision=None if base else revision, trust_remote_code=trust_remote_code
     )
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    return JudgeEncoder(tokenizer, config, context)
+    if answer_tokens is None:
+        answer_tokens = min(LONGEST_REPLY, (context or 2 * LONGEST_REPLY) // 2) if reasons else 1
+    return JudgeEncoder(tokenizer, config, context, answer_tokens)
 
 
 def adapter_base(path: str, revision: str | None = None) -> str | None:

@@ -21,10 +21,10 @@ class BothOrders:
     def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
         readings = self.judge.compare([*pairs, *(pair.swap() for pair in pairs)])
         given, swapped = readings[: len(pairs)], readings[len(pairs) :]
-        return [_average(first, second.swap()) for first, second in zip(given, swapped, strict=True)]
+        return [average(first, second.swap()) for first, second in zip(given, swapped, strict=True)]
 
 
-def _average(first: Judgment, second: Judgment) -> Judgment:
+def average(first: Judgment, second: Judgment) -> Judgment:
     """Two readings of one pair, both told in its orientation."""
     reasons = dict.fromkeys(reading.reason for reading in (first, second) if reading.reason)
     decided = first.has_verdict and second.has_verdict
@@ -35,4 +35,5 @@ def _average(first: Judgment, second: Judgment) -> Judgment:
         truncated=first.truncated or second.truncated,
         cached=first.cached and second.cached,
         readings=(first, second),
+        tokens=first.tokens + second.tokens,
     )

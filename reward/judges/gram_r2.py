@@ -1,0 +1,308 @@
+"""The judge of GRAM-R² (arXiv 2509.02492): it writes why, then its verdict, several times, and the samples vote.
+
+Legend: R rows of a batch (samples of pairs), N new tokens, T prompt tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+
+from reward.encoding import Encoded, JudgeEncoder
+from reward.errors import SettingsError
+from reward.judges.gram import load_encoder, load_model
+from reward.judges.label_logits import label_logits, left_pad
+from reward.judges.votes import read_sample, sample_seed, vote
+from reward.models import DEFAULT_TOKEN_BUDGET, batches_by_length, fingerprint
+from reward.types import NO_VERDICT, Judgment, Pair
+
+VERDICTS = ("vote", "probability")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a judge that reasons is sampled.
+
+    votes: replies to each reading of a pair. Default 8, the smaller of the paper's two; both orders make it 16.
+    temperature, top_p: default 1, the distribution that fine-tuning fits, so that the share of A estimates the judge's
+        own probability of answering A; below 1 the likelier verdict is overstated. Temperature 0 is the likeliest
+        reply, and takes one vote.
+    seed: of the noise, which belongs to (seed, pair as read, number of the sample) and to nothing else.
+    verdict: `vote` is the share of A among the samples with a verdict. `probability` is the mean over them of
+        P(A) / (P(A) + P(B)) at the label, one forward more: the label's own noise is averaged out.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    votes: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    verdict: str = "vote"
+
+    def __post_init__(self):
+        if self.votes < 1:
+            raise SettingsError(f"--reward_votes is {self.votes}: give at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise SettingsError(f"--reward_temperature is {self.temperature}: give a number from 0 up")
+        if self.temperature == 0 and self.votes > 1:
+            raise SettingsError(
+                f"--reward_temperature 0 writes the same reply {self.votes} times: give --reward_votes 1, or a "
+                "temperature above 0"
+            )
+        if not 0 < self.top_p <= 1:
+            raise SettingsError(f"--reward_top_p is {self.top_p}: give a share above 0, at most 1")
+        if self.verdict not in VERDICTS:
+            raise SettingsError(f"--reward_verdict {self.verdict}: choose {' or '.join(VERDICTS)}")
+
+
+class GramR2Judge:
+    """Compares two responses by sampled replies of a causal language model, in ONE reading order: wrap it in
+    `BothOrders`.
+
+    A judgment's `samples` are its `sampling.votes` replies, each with its raw text as `rationale`;
+    `reward.judges.votes` makes them one judgment. The encoder says how long a reply may be (`answer_tokens`). Inputs are batched by length
+    under `token_budget` tokens, the whole reply counted; the samples of a pair share one reading of its prompt.
+
+    The noise of a sample is its own (see `Sampling.seed`), so batch size, order and neighbours move a judgment only
+    where they move a logit: by 1e-6 in float32, by 1e-2 in half precision, where now and then a sample takes
+    another turn.
+
+    Raises:
+        SettingsError: the encoder's prompt asks for a label alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: JudgeEncoder,
+        sampling: Sampling | None = None,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        sharded: bool = False,
+    ):
+        if not encoder.prompt.before_label:
+            raise SettingsError(
+                f"the judge reads the prompt {encoder.prompt.name!r}, which asks for a label without reasons: use "
+                "--reward gram for it, or a judge trained on gram_r2 or compact_r2"
+            )
+        model.eval()  # of a DeepSpeed engine it returns nothing
+        self.model = model.requires_grad_(False)
+        self.encoder = encoder
+        self.sampling = sampling or Sampling()
+        self.token_budget = token_budget
+        self._sharded = sharded
+        self._inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+        tokenizer = encoder.tokenizer
+        ends = self._inner.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        self._ends = {token for token in (tokenizer.eos_token_id, *ends) if token is not None}
+        self._pad_id = tokenizer.pad_token_id or 0  # masked out, so any id does
+        # In place of the checkpoint's own, whose penalties and filters would change the distribution.
+        self._inner.generation_config = GenerationConfig(
+            max_new_tokens=encoder.answer_tokens, eos_token_id=sorted(self._ends), pad_token_id=self._pad_id
+        )
+        reading = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
+        del reading["label_smoothing"]  # says how the judge was trained, not how it judges
+        reading |= asdict(self.sampling) | {"answer_tokens": encoder.answer_tokens, "ends": sorted(self._ends)}
+        self.fingerprint = fingerprint(model, tokenizer, reading)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        sampling: Sampling | None = None,
+        *,
+        answer_tokens: int | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        max_length: int | None = None,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        trust_remote_code: bool = False,
+        sharded: bool = False,
+    ) -> "GramR2Judge":
+        """Loads a judge from a folder or a hub name, as `GramJudge.from_pretrained` does.
+
+        `answer_tokens` is the longest reply; default 1,024, or half of the model's context where that is less.
+        Without a `gram.json` it is read as the published checkpoints are.
+
+        Raises:
+            LabelTokenError, ContextTooShortError, PromptError, SettingsError: see `JudgeEncoder` and `JudgeConfig`.
+        """
+        names = {"revision": revision, "trust_remote_code": trust_remote_code}
+        encoder = load_encoder(path, max_length=max_length, reasons=True, answer_tokens=answer_tokens, **names)
+        model = load_model(path, dtype=dtype, device=device, sharded=sharded, **names)
+        return cls(model, encoder, sampling, token_budget, sharded)
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
+        work = self.prepare(pairs)
+        for batch in range(len(work.batches)):
+            self.forward(work, batch)
+        return work.judgments
+
+    def prepare(self, pairs: Sequence[Pair]) -> "R2Work":
+        """Tokens of `pairs`, and batches of the samples to draw; what cannot be judged has none."""
+        encoded = self.encoder.encode(pairs)
+        rows = {
+            (i, sample): len(item.ids) + self.encoder.answer_tokens
+            for i, item in enumerate(encoded)
+            for sample in range(self.sampling.votes)
+            if not item.reason
+        }
+        return R2Work(pairs, encoded, list(batches_by_length(rows, self.token_budget)))
+
+    @torch.no_grad()
+    def forward(self, work: "R2Work", batch: int | None) -> None:
+        """Draws batch number `batch` of `work`; None draws a reply to nothing and forgets it (see `ShardedJudge`)."""
+        rows = [] if batch is None else work.batches[batch]
+        prompts = [work.encoded[i].ids for i, _ in rows] or [(self._pad_id,) * 2]
+        noise = np.array([self._noise(work.pairs[i], sample) for i, sample in rows] or [self._noise(None, 0)])  # (R, N)
+        replies, broken = self._generate(prompts, noise)
+        read = [self._sample(reply) for reply in replies]
+        if self.sampling.verdict == "probability":
+            read = self._with_probabilities(prompts, replies, read)
+        for row, sample, is_broken in zip(rows, read, broken, strict=batch is not None):
+            if is_broken:
+                sample = replace(sample, prob_a=NO_VERDICT, label_mass=NO_VERDICT, reason="the logits are not finite")
+            work.samples[row] = sample
+
+    def _noise(self, pair: Pair | None, sample: int) -> np.ndarray:  # (N,)
+        key = 0 if pair is None else sample_seed(self.sampling.seed, pair, sample)
+        return np.random.Generator(np.random.Philox(key=key)).random(self.encoder.answer_tokens)
+
+    def _generate(self, prompts: Sequence[tuple[int, ...]], noise: np.ndarray) -> tuple[list[list[int]], list[bool]]:
+        """The reply of each row, up to and with its end token, and whether its logits were broken."""
+        distinct = list(dict.fromkeys(prompts))
+        of_row = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self._inner.device)  # (R,)
+        inputs = left_pad(distinct, self._pad_id, self._inner.device)
+        # All but the last token, which `generate` reads: the samples of a prompt go on from one reading of it.
+        read = self._inner(
+            **{name: tensor[:, :-1] for name, tensor in inputs.items()}, use_cache=True, logits_to_keep=1
+        )
+        read.past_key_values.batch_select_indices(of_row)
+        ids = inputs["input_ids"][of_row]  # (R, T)
+        choose = Choose(torch.from_numpy(noise).to(ids.device), ids.shape[1], self.sampling)
+        written = self._inner.generate(
+            input_ids=ids,
+            attention_mask=inputs["attention_mask"][of_row],
+            past_key_values=read.past_key_values,
+            logits_processor=[choose],
+            synced_gpus=self._sharded,  # said each time: transformers would sync whenever a trainer's ZeRO-3 is alive
+        )
+        return [self._to_its_end(row) for row in written[:, ids.shape[1] :].tolist()], choose.broken.tolist()
+
+    def _to_its_end(self, reply: list[int]) -> list[int]:
+        return reply[: next((i for i, token in enumerate(reply, 1) if token in self._ends), len(reply))]
+
+    def _sample(self, reply: list[int]) -> Judgment:
+        ended = bool(reply) and reply[-1] in self._ends
+        text = self._decode(reply[:-1] if ended else reply)
+        limit = None if ended else self.encoder.answer_tokens
+        return replace(read_sample(text, self.encoder.config.labels, limit=limit), tokens=len(reply))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """Special tokens stay: in some vocabularies the think tags are."""
+        return self.encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _with_probabilities(
+        self, prompts: Sequence[tuple[int, ...]], replies: Sequence[list[int]], read: Sequence[Judgment]
+    ) -> list[Judgment]:
+        """The samples with P(A) / (P(A) + P(B)) where they answered; one forward, whether any did or not."""
+        places = [
+            self._label_place(reply) if sample.has_verdict else None
+            for reply, sample in zip(replies, read, strict=True)
+        ]
+        rows = [
+            [self._pad_id] if place is None else [*prompt, *reply[:place]]
+            for prompt, reply, place in zip(prompts, replies, places, strict=True)
+        ]
+        logits = label_logits(self.model, left_pad(rows, self._pad_id, self._inner.device), self.encoder.label_ids)
+        probabilities = logits.margin.cpu().double().sigmoid().tolist()
+        found = []
+        for sample, place, row, probability, mass in zip(
+            read, places, rows, probabilities, logits.label_mass.tolist(), strict=True
+        ):
+            if sample.has_verdict and place is None:
+                sample = replace(sample, prob_a=NO_VERDICT, reason="the label is no token of its own in the reply")
+            elif sample.has_verdict and probability != probability:
+                sample = replace(sample, prob_a=NO_VERDICT, reason="the label logits are not finite")
+            elif sample.has_verdict:
+                sample = replace(sample, prob_a=probability, label_mass=mass, tokens=sample.tokens + len(row))
+            found.append(sample)
+        return found
+
+    def _label_place(self, reply: list[int]) -> int | None:
+        """Where in `reply` the label of its answer stands; None where it is not a label token."""
+        places = [i for i, token in enumerate(reply) if token in self.encoder.label_ids]
+        ended = len(reply) - (reply[-1] in self._ends)
+        if places and self._decode(reply[places[-1] + 1 : ended]).strip() == "</answer>":
+            return places[-1]
+        return None
+
+
+@dataclass(frozen=True)
+class R2Work:
+    """Encoded pairs, the batches of their (pair, sample), and the samples as far as these have been drawn."""
+
+    pairs: Sequence[Pair]
+    encoded: Sequence[Encoded]
+    batches: list[list[tuple[int, int]]]
+    samples: dict[tuple[int, int], Judgment] = field(default_factory=dict)
+
+    @property
+    def judgments(self) -> list[Judgment]:
+        return [self._judgment(i, item) for i, item in enumerate(self.encoded)]
+
+    def _judgment(self, i: int, item: Encoded) -> Judgment:
+        samples = [self.samples[row] for row in sorted(row for row in self.samples if row[0] == i)]
+        if not samples:
+            return Judgment(NO_VERDICT, reason=item.reason or "not judged yet", truncated=item.truncated)
+        return vote(samples, truncated=item.truncated, tokens=len(item.ids) + sum(sample.tokens for sample in samples))
+
+
+# --- choosing tokens --------------------------------------------------------------------------------------------------
+
+
+class Choose:
+    """A logits processor that leaves one token a row: the one that the row's own noise picks at this step.
+
+    transformers' own sampling draws from one generator for the whole batch, so that a reply would change with its
+    neighbours. noise: (R, N) in [0, 1). broken: (R,), whether a row ever had NaN among its logits.
+    """
+
+    def __init__(self, noise: torch.Tensor, prompt_tokens: int, sampling: Sampling):
+        self.noise = noise
+        self.prompt_tokens = prompt_tokens
+        self.greedy = sampling.temperature == 0
+        self.warpers = [] if sampling.temperature in (0, 1) else [TemperatureLogitsWarper(float(sampling.temperature))]
+        self.warpers += [] if sampling.top_p == 1 else [TopPLogitsWarper(sampling.top_p)]
+        self.broken = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        broken = scores.isnan().any(-1)
+        self.broken |= broken
+        scores = scores.float().masked_fill(broken[:, None], 0.0)
+        if self.greedy:
+            return scores
+        for warp in self.warpers:
+            scores = warp(input_ids, scores)
+        tokens = inverse_cdf(scores, self.noise[:, input_ids.shape[1] - self.prompt_tokens])
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
+
+
+def inverse_cdf(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The token (R,) of each row of logits (R, V) at which the cumulative probability passes the row's uniform number.
+
+    Token t is chosen for uniforms in [P(tokens before t), P(tokens up to t)). In float64: summed over 150,000 tokens,
+    float32 would move the edges by more than a rare token's probability.
+    """
+    below = scores.double().softmax(-1).cumsum(-1)  # (R, V)
+    total = below[:, -1:].contiguous()
+    chosen = torch.searchsorted(below, uniforms.double()[:, None] * total, right=True)
+    last = torch.searchsorted(below, total)  # of the tokens with any probability, where rounding reaches the end
+    return torch.minimum(chosen, last).squeeze(-1)

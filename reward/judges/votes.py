@@ -1,0 +1,81 @@
+"""Several sampled replies to one pair as one judgment; pure, for every judge that samples.
+
+Each sample is a judgment of its own, its `rationale` the raw text, so that a stored judgment can be read again.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from reward.judges.wrappers import average
+from reward.rationales import LABELS, parse_answer
+from reward.types import NO_VERDICT, Judgment, Pair
+
+
+def sample_seed(seed: int, pair: Pair, sample: int) -> int:
+    """128 bits that belong to one sample of one pair in its reading order, whatever else is asked."""
+    prompt = [[message.role, message.content] for message in pair.prompt]
+    told = json.dumps([seed, prompt, pair.response_a, pair.response_b, sample])
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:16])
+
+
+def read_sample(text: str, labels: Sequence[str] = LABELS, *, limit: int | None = None) -> Judgment:
+    """One reply as a judgment of 1, 0 or no verdict; `limit` is how many tokens it was cut at, if it was."""
+    verdict = parse_answer(text, labels)
+    if verdict.label is None:
+        cut = "" if limit is None else f" (cut at {limit} tokens)"
+        return Judgment(NO_VERDICT, rationale=text, reason=verdict.reason + cut)
+    return Judgment(float(verdict.label == labels[0]), rationale=text)
+
+
+def vote(samples: Sequence[Judgment], *, truncated: bool = False, tokens: int = 0) -> Judgment:
+    """The mean over the samples that have a verdict: the share of A, or the mean of the probabilities of A.
+
+    Its rationale is that of the first sample on its side (in a tie, of the first with a verdict). Without any verdict
+    it has none, and its reason counts theirs.
+    """
+    valid = [sample for sample in samples if sample.has_verdict]
+    masses = [sample.label_mass for sample in valid]
+    if not valid:
+        reasons = Counter(sample.reason for sample in samples)
+        told = "; ".join(f"{reason} ({count} x)" for reason, count in reasons.most_common())
+        text = samples[0].rationale
+        return Judgment(NO_VERDICT, NO_VERDICT, text, told, truncated, tokens=tokens, samples=tuple(samples))
+    probability = sum(sample.prob_a for sample in valid) / len(valid)
+    agreeing = [sample for sample in valid if (sample.prob_a - 0.5) * (probability - 0.5) > 0]
+    return Judgment(
+        probability,
+        label_mass=sum(masses) / len(masses),
+        rationale=(agreeing or valid)[0].rationale,
+        truncated=truncated,
+        tokens=tokens,
+        samples=tuple(samples),
+    )
+
+
+def reparsed(judgment: Judgment, labels: Sequence[str] = LABELS) -> Judgment:
+    """A stored judgment with its samples' texts read again by today's parser; nothing is judged anew.
+
+    Where probabilities were read at the labels, they are kept, and a sample that had no verdict gets none: no
+    probability was read for it. A judgment without samples comes back as it is.
+    """
+    if judgment.readings:
+        given, swapped = judgment.readings
+        return average(reparsed(given, labels), reparsed(swapped.swap(), labels).swap())
+    if not judgment.samples:
+        return judgment
+    of_probabilities = any(sample.label_mass == sample.label_mass for sample in judgment.samples)
+    samples = [_reread(sample, labels, of_probabilities) for sample in judgment.samples]
+    found = vote(samples, truncated=judgment.truncated, tokens=judgment.tokens)
+    return replace(found, cached=judgment.cached)
+
+
+def _reread(sample: Judgment, labels: Sequence[str], of_probabilities: bool) -> Judgment:
+    found = replace(read_sample(sample.rationale, labels), tokens=sample.tokens)
+    if not found.has_verdict:
+        return replace(found, reason=found.reason if sample.has_verdict else sample.reason)
+    if not of_probabilities:
+        return found
+    return sample if sample.has_verdict else replace(found, prob_a=NO_VERDICT, reason="no probability was read for it")
