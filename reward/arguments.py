@@ -12,7 +12,7 @@ class RewardArguments:
     reward: str = field(
         default="gram",
         metadata={
-            "help": "gram, bradley_terry, llm_judge, remote, rule, FILE.yaml (a weighted sum of these) or "
+            "help": "gram, gram_r2, bradley_terry, llm_judge, remote, rule, FILE.yaml (a weighted sum of these) or "
             "package.module:factory; `help` lists them with their flags."
         },
     )
@@ -103,7 +103,31 @@ class RewardArguments:
         default=None, metadata={"help": "llm_judge, logprobs: likeliest tokens asked for; default 20."}
     )
     reward_answer_tokens: int | None = field(
-        default=None, metadata={"help": "llm_judge, text: longest answer in tokens; default 512."}
+        default=None,
+        metadata={
+            "help": "Longest answer in tokens; default 512 for llm_judge's text, 1024 for gram_r2 (or half of the "
+            "judge's context)."
+        },
+    )
+    reward_votes: int | None = field(
+        default=None,
+        metadata={"help": "gram_r2, and llm_judge's text under such a prompt: replies to each reading; default 8."},
+    )
+    reward_temperature: float | None = field(
+        default=None, metadata={"help": "gram_r2, llm_judge as above: sampling temperature; default 1."}
+    )
+    reward_top_p: float | None = field(
+        default=None, metadata={"help": "gram_r2, llm_judge as above: share of the likeliest tokens kept; default 1."}
+    )
+    reward_seed: int | None = field(
+        default=None, metadata={"help": "gram_r2, llm_judge as above: seed of the judge's sampling; default 0."}
+    )
+    reward_verdict: str | None = field(
+        default=None,
+        metadata={
+            "help": "gram_r2: vote (the share of samples; default) or probability (the label's, averaged over the "
+            "samples)."
+        },
     )
     reward_concurrency: int | None = field(
         default=None, metadata={"help": "llm_judge: calls under way at once; default 32."}

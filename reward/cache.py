@@ -26,7 +26,7 @@ from reward.types import Judge, Judgment, Pair
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = int.from_bytes(b"GRAM")
-SCHEMA = 1  # raised whenever keys, records or the table change: files of another schema are refused, never guessed at
+SCHEMA = 2  # raised whenever keys, records or the table change: files of another schema are refused, never guessed at
 _TABLE = "CREATE TABLE judgments (key BLOB PRIMARY KEY, record BLOB NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID"
 _MAGIC = b"SQLite format 3\0"
 _CHUNK = 512  # keys of one query: an SQLite may allow no more than 999 variables
@@ -300,8 +300,7 @@ def _is_final(judgment: Judgment) -> bool:
 
 
 def _judgment(values: Mapping[str, object]) -> Judgment:
-    """Records of judges before there were samples have none."""
-    inner = {name: tuple(map(_judgment, values.get(name, ()))) for name in ("readings", "samples")}
+    inner = {name: tuple(map(_judgment, values[name])) for name in ("readings", "samples")}
     return Judgment(**{**values, **inner})
 
 

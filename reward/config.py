@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Collection, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from reward.cache import Cached, JudgmentStore
 from reward.composite import read_sum
 from reward.errors import SettingsError
 from reward.judges.gram import GramJudge, adapter_base, load_encoder
+from reward.judges.gram_r2 import GramR2Judge
+from reward.judges.votes import Sampling
 from reward.judges.wrappers import BothOrders
 from reward.normalise import Moments, Normaliser
 from reward.pairing import PAIRINGS, Circular, Pairing
@@ -218,7 +220,7 @@ def _model_bytes(arguments: RewardArguments, path: str, auto=AutoModelForCausalL
     return dtype, parameter_count(config, trust, auto) * getattr(torch, dtype).itemsize
 
 
-# --- comparing: gram, llm_judge ---------------------------------------------------------------------------------------
+# --- comparing: gram, gram_r2, llm_judge ------------------------------------------------------------------------------
 
 
 def _comparison(arguments: RewardArguments, run: Run) -> tuple[Pairing, str, str]:
@@ -270,14 +272,28 @@ def _pairwise(judge: Judge, arguments: RewardArguments, run: Run) -> Reward:
     return Reward(PairwiseReward(fair, pairing, aggregation, scale, name=name), PairwiseReward(fair, name=name))
 
 
+def _sampling(arguments: RewardArguments) -> Sampling:
+    names = ("votes", "temperature", "top_p", "seed", "verdict")
+    return Sampling(**_given(arguments, **{name: f"reward_{name}" for name in names}))
+
+
 def _check_gram(arguments: RewardArguments, run: Run) -> str | None:
+    return _check_local_judge(arguments, run)
+
+
+def _check_gram_r2(arguments: RewardArguments, run: Run) -> str | None:
+    _sampling(arguments)
+    return _check_local_judge(arguments, run, reasons=True, answer_tokens=arguments.reward_answer_tokens)
+
+
+def _check_local_judge(arguments: RewardArguments, run: Run, **kind: Any) -> str | None:
     path = _needs(arguments, "reward_model", "the folder or hub name of a judge")
     _one_of(arguments, reward_dtype=DTYPES, reward_placement=PLACEMENTS)
     _check_token_budget(arguments)
     reference = _check_comparison(arguments, run)
     if arguments.reward_placement == "zero3":
         require_ranks()
-    load_encoder(path, **_model_settings(arguments))
+    load_encoder(path, **_model_settings(arguments), **kind)
     return reference
 
 
@@ -290,17 +306,32 @@ def _plan_gram(arguments: RewardArguments) -> tuple[Placed, ...]:
 
 
 def _build_gram(arguments: RewardArguments, run: Run) -> Reward:
-    sharded = arguments.reward_placement == "zero3"
-    gram = GramJudge.from_pretrained(
+    return _placed(GramJudge.from_pretrained(arguments.reward_model, **_loading(arguments)), arguments, run)
+
+
+def _build_gram_r2(arguments: RewardArguments, run: Run) -> Reward:
+    judge = GramR2Judge.from_pretrained(
         arguments.reward_model,
-        dtype=arguments.reward_dtype,
-        token_budget=arguments.reward_token_budget,
-        sharded=sharded,
-        **_model_settings(arguments),
+        _sampling(arguments),
+        answer_tokens=arguments.reward_answer_tokens,
+        **_loading(arguments),
     )
-    if not sharded:
-        return _pairwise(gram, arguments, run)
-    judge = ShardedJudge(gram)
+    return _placed(judge, arguments, run)
+
+
+def _loading(arguments: RewardArguments) -> dict[str, Any]:
+    return {
+        "dtype": arguments.reward_dtype,
+        "token_budget": arguments.reward_token_budget,
+        "sharded": arguments.reward_placement == "zero3",
+        **_model_settings(arguments),
+    }
+
+
+def _placed(local: GramJudge | GramR2Judge, arguments: RewardArguments, run: Run) -> Reward:
+    if arguments.reward_placement != "zero3":
+        return _pairwise(local, arguments, run)
+    judge = ShardedJudge(local)
     reward = _pairwise(judge, arguments, run)
     return Reward(TogetherReward(reward.backend, judge), TogetherReward(reward.versus, judge))
 
@@ -347,6 +378,14 @@ def _served_judge_parts(arguments: RewardArguments) -> tuple[Any, Any, Any]:
         answer_tokens=reading.answer_tokens or 1,
         **_model_settings(arguments),
     )
+    if encoder.prompt.before_label:
+        return server, encoder, replace(reading, sampling=_sampling(arguments))
+    for flag in ("reward_votes", "reward_temperature", "reward_top_p", "reward_seed"):
+        if (value := getattr(arguments, flag)) is not None:
+            raise SettingsError(
+                f"--{flag} {value} is not read under the judge prompt {encoder.prompt.name!r}, which asks for no "
+                "reasons: give --reward_prompt gram_r2"
+            )
     return server, encoder, reading
 
 
@@ -511,6 +550,7 @@ _COMPARISON = _flags("pairing", "opponents", "aggregation", "scale", "reference"
 _SERVER = _flags("url", "api_key_env", "deadline")
 _SCALED = _flags("normalise", "clip")  # of members of a sum, its file says these
 _READING = _flags("served_model", "prompt", "method", "send", "top_logprobs", "answer_tokens")
+_SAMPLING = _flags("votes", "temperature", "top_p", "seed")
 
 BACKENDS = {
     "gram": Backend(
@@ -520,9 +560,16 @@ BACKENDS = {
         _plan_gram,
         _build_gram,
     ),
+    "gram_r2": Backend(
+        "a generative judge in this process that writes its reasons, read by votes over samples",
+        _MODEL | _COMPARISON | _SAMPLING | _flags("placement", "verdict", "answer_tokens") | _SCALED,
+        _check_gram_r2,
+        _plan_gram,
+        _build_gram_r2,
+    ),
     "llm_judge": Backend(
         "a judge behind an OpenAI-compatible server",
-        _TOKENIZER | _COMPARISON | _SERVER | _READING | _flags("concurrency", "max_failures") | _SCALED,
+        _TOKENIZER | _COMPARISON | _SERVER | _READING | _SAMPLING | _flags("concurrency", "max_failures") | _SCALED,
         _check_llm_judge,
         _nothing,
         _build_llm_judge,

@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reward.encoding import JudgeConfig, JudgeEncoder
-from reward.judges.gram_r2 import GramR2Judge, Sampling
+from reward.judges.gram_r2 import GramR2Judge
+from reward.judges.votes import Sampling
 from tests.support import CHATML, byte_tokenizer
 
 THOUGHTS = "<think>\nFeedback:\nok.\n\nComparision:\nso.\n\nConclusion:\ndone.\n</think>\n<answer>\n"

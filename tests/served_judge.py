@@ -1,5 +1,7 @@
 """tests.support's tiny judge behind tests.openai_server: what it answers in every format that `LLMJudge` reads."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from functools import cache
@@ -10,6 +12,7 @@ from reward.encoding import JudgeConfig, JudgeEncoder
 from reward.judges.gram import GramJudge
 from reward.judges.llm_judge import LLMJudge, Reading
 from reward.judges.server_calls import Server
+from reward.judges.votes import Sampling
 from tests.openai_server import OpenAIServer, completion
 from tests.support import byte_tokenizer, tiny_judge
 
@@ -78,3 +81,25 @@ def served_judge(url: str | None = None, method: str = "logprobs", form: str = "
     server = Server(url or tiny_server(form).url, "judge", **{"deadline": 10.0} | settings)
     reading = Reading("logprobs", "text" if form == "string" else None, EVERY_TOKEN)
     return LLMJudge(server, tiny_encoder(max_length=1500), reading if method == "logprobs" else Reading(method))
+
+
+def reasoned_answer(path: str, body: dict) -> dict:
+    """A chat's answer that its text and seed decide: A, B, or one time in five no answer at all."""
+    assert path == "/v1/chat/completions"
+    told = json.dumps([body["messages"], body["seed"], body["temperature"], body["top_p"], body["max_tokens"]])
+    draw = hashlib.sha256(told.encode()).digest()[0]
+    answer = "" if draw % 5 == 0 else f"<answer>\n{'AB'[draw % 2]}\n</answer>"
+    message = {"role": "assistant", "content": f"<think>\nsample {draw}\n</think>\n{answer}"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop" if answer else "length"}
+    return {"choices": [choice], "usage": {"completion_tokens": 10}}
+
+
+@cache
+def reasoning_server() -> OpenAIServer:
+    return OpenAIServer(reasoned_answer, {"root": "tiny", "max_model_len": 2048})
+
+
+def served_reasoning_judge(url: str | None = None, answer_tokens: int = 40, **sampling) -> LLMJudge:
+    encoder = JudgeEncoder(byte_tokenizer(), JudgeConfig(prompt="compact_r2", max_length=1500), 2048, answer_tokens)
+    reading = Reading("text", answer_tokens=answer_tokens, sampling=Sampling(**{"votes": 4} | sampling))
+    return LLMJudge(Server(url or reasoning_server().url, "judge", deadline=10.0), encoder, reading)

@@ -22,6 +22,7 @@ from reward.encoding import Encoded, JudgeConfig, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.gram import adapter_base
 from reward.judges.server_calls import NoAnswer, Server, ServerError, call, client, in_own_loop, shown
+from reward.judges.votes import Sampling, read_sample, sample_seed, vote
 from reward.types import NO_VERDICT, Judgment, Message, Pair
 
 SENDS = ("ids", "text")
@@ -40,10 +41,12 @@ class Reading:
         generative_scoring: vLLM's own `/generative_scoring`, which reads the two label ids however unlikely they are:
             sent are the prompt's ids (all but the last as `query`, the last as the one item), `label_token_ids` and
             `apply_softmax` true; the answer is P(A) / (P(A) + P(B)) and tells no label mass.
-        text: `/v1/chat/completions` under the server's own chat template; see `parse_verdict`. prob_a is 1 or 0.
+        text: `/v1/chat/completions` under the server's own chat template; see `parse_verdict`. prob_a is 1 or 0. Under
+            a prompt that asks for reasons: `sampling.votes` calls, each with a seed of its own; see `votes.vote`.
     send (logprobs): `ids` (default; nothing is tokenized again), or `text` for a server that takes no ids
         (llama-cpp-python), which is then expected to add the special tokens that our tokenizer adds.
     top_logprobs (logprobs): likeliest tokens asked for, default 20. answer_tokens (text): longest answer, default 512.
+    sampling (text): for prompts that ask for reasons, and only for these; its verdict is `vote`.
 
     Raises:
         SettingsError: an unknown method, a number below its least, or a setting that the method does not read.
@@ -53,6 +56,7 @@ class Reading:
     send: str | None = None
     top_logprobs: int | None = None
     answer_tokens: int | None = None
+    sampling: Sampling | None = None
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -98,7 +102,7 @@ def load_served_encoder(
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise SettingsError(f"no tokenizer can be loaded from --reward_model {path}: {error}") from error
-    config = JudgeConfig.load(path, revision)
+    config = JudgeConfig.load(path, revision, prompt or "gram")
     config = replace(config, prompt=prompt or config.prompt)
     if max_length is not None:
         config = replace(config, max_length=max_length)
@@ -109,7 +113,7 @@ def load_served_encoder(
         context = getattr(model.get_text_config(), "max_position_embeddings", None)
     else:
         context = tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None  # 1e30: it does not know
-    return JudgeEncoder(tokenizer, config, None if context is None else context + 1 - answer_tokens)
+    return JudgeEncoder(tokenizer, config, context, answer_tokens)
 
 
 class LLMJudge:
@@ -139,6 +143,12 @@ class LLMJudge:
                 f"neither configuration nor tokenizer of {encoder.tokenizer.name_or_path} says how long an input may "
                 "be, and a server would cut it: give --reward_max_length"
             )
+        reasons = bool(encoder.prompt.before_label)
+        if reasons != (self.reading.sampling is not None) or (reasons and self.reading.method != "text"):
+            raise SettingsError(
+                f"--reward_method {self.reading.method} cannot read the judge prompt {encoder.prompt.name!r}: a prompt "
+                "that asks for reasons needs --reward_method text and samples, and no other takes samples"
+            )
         self._method = METHODS[self.reading.method]
         self._label_texts = _label_texts(encoder.tokenizer, encoder.label_ids)
         self._failures = 0  # in a row
@@ -151,20 +161,36 @@ class LLMJudge:
                 f"{encoder.tokenizer.name_or_path} does not read the judge prompt's text as the tokens it was made of: "
                 "choose --reward_method logprobs with --reward_send ids"
             )
-        self._once(self._method.path, body, lambda answer: self._method.read(self, item, answer))
+        first = self._samples(_PROBE, body)[0]
+        self._once(self._method.path, first, lambda answer: self._method.read(self, item, answer))
 
     def compare(self, pairs: Sequence[Pair]) -> list[Judgment]:
         judgments, calls = [], {}
-        for index, item in enumerate(self.encoder.encode(pairs)):
+        for index, (pair, item) in enumerate(zip(pairs, self.encoder.encode(pairs), strict=True)):
             body = None if item.reason else self._method.body(self, item)
             reason = item.reason or "its text does not read back as the same tokens: a server would read another"
             judgments.append(Judgment(NO_VERDICT, reason=reason, truncated=item.truncated))
             if body is not None:
-                calls[index] = (item, body)
-        if calls:
-            for index, judgment in zip(calls, in_own_loop(self._ask_all(list(calls.values()))), strict=True):
-                judgments[index] = replace(judgment, truncated=judgments[index].truncated)
+                calls |= {(index, n): (item, each) for n, each in enumerate(self._samples(pair, body))}
+        answers = dict(zip(calls, in_own_loop(self._ask_all(list(calls.values()))), strict=True)) if calls else {}
+        for index in {index for index, _ in answers}:
+            found = [answer for (asked, _), answer in answers.items() if asked == index]
+            tokens, truncated = sum(answer.tokens for answer in found), judgments[index].truncated
+            judgments[index] = (
+                replace(found[0], truncated=truncated)
+                if self.reading.sampling is None
+                else vote(found, truncated=truncated, tokens=tokens)
+            )
         return judgments
+
+    def _samples(self, pair: Pair, body: dict) -> list[dict]:
+        """The calls of one reading: one, or as many as there are votes, each with a seed of its own."""
+        sampling = self.reading.sampling
+        if sampling is None:
+            return [body]
+        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        seeds = [sample_seed(sampling.seed, pair, sample) for sample in range(sampling.votes)]
+        return [body | {"seed": seed % 2**31} for seed in seeds]  # llama.cpp's are of 32 bits
 
     async def _ask_all(self, calls: Sequence[tuple[Encoded, dict]]) -> list[Judgment]:
         slots = asyncio.Semaphore(self.server.concurrency)
@@ -180,7 +206,8 @@ class LLMJudge:
     ) -> Judgment:
         async with slots:
             try:
-                judgment = self._method.read(self, item, await call(connection, self.server, self._method.path, body))
+                answer = await call(connection, self.server, self._method.path, body)
+                judgment = self._method.read(self, item, answer)
             except NoAnswer as error:
                 self._failures += 1
                 if self._failures >= self.server.max_failures:
@@ -192,7 +219,7 @@ class LLMJudge:
                     ) from None
                 return Judgment(NO_VERDICT, reason=str(error))
             self._failures = 0
-            return judgment
+            return replace(judgment, tokens=len(item.ids) + _written_tokens(answer))
 
     # --- before the run -----------------------------------------------------------------------------------------------
 
@@ -306,9 +333,12 @@ def _chat_read(judge: LLMJudge, item: Encoded, answer: dict) -> Judgment:
     text = _get(choice, "message", "content")
     if not isinstance(text, str):
         raise NoAnswer(f"the answer's text is {shown(text)}")
-    if _get(choice, "finish_reason") == "length":
-        return Judgment(NO_VERDICT, rationale=text, reason=f"no verdict within {judge.reading.answer_tokens} tokens")
-    labels = judge.encoder.config.labels
+    cut = _get(choice, "finish_reason") == "length"
+    labels, limit = judge.encoder.config.labels, judge.reading.answer_tokens
+    if judge.reading.sampling is not None:
+        return read_sample(text, labels, limit=limit if cut else None)
+    if cut:
+        return Judgment(NO_VERDICT, rationale=text, reason=f"no verdict within {limit} tokens")
     verdict = parse_verdict(text, labels)
     if verdict is None:
         return Judgment(NO_VERDICT, rationale=text, reason="the answer does not end in exactly one label")
@@ -347,6 +377,13 @@ METHODS = {
     "generative_scoring": _Method("/generative_scoring", _scoring_body, _scoring_read),
     "text": _Method("/v1/chat/completions", _chat_body, _chat_read),
 }
+
+
+def _written_tokens(answer: dict) -> int:
+    """How long the server says its answer is; 1, a label, where it does not."""
+    usage = answer.get("usage")
+    written = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return written if isinstance(written, int) else 1
 
 
 def _require_all_read(item: Encoded, answer: dict) -> None:
@@ -409,8 +446,9 @@ def _label_texts(tokenizer: PreTrainedTokenizerBase, label_ids: tuple[int, int])
 def _fingerprint(served: dict, encoder: JudgeEncoder, reading: Reading) -> str:
     config = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
     del config["label_smoothing"]  # says how the judge was trained, not how it judges
+    told_reading = {name: value for name, value in asdict(reading).items() if value is not None or name != "sampling"}
     config["chat_template"] = encoder.tokenizer.chat_template
     config["vocabulary"] = hashlib.sha256(encoder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     behind = [served["id"], served.get("root")]  # not `created`, which vLLM sets at every start
-    told = json.dumps([behind, asdict(reading), config], sort_keys=True, default=str)
+    told = json.dumps([behind, told_reading, config], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()

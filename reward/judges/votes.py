@@ -7,11 +7,52 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from reward.errors import SettingsError
 from reward.judges.wrappers import average
 from reward.rationales import LABELS, parse_answer
 from reward.types import NO_VERDICT, Judgment, Pair
+
+VERDICTS = ("vote", "probability")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a judge that reasons is sampled.
+
+    votes: replies to each reading of a pair. Default 8, the smaller of the paper's two; both orders make it 16.
+    temperature, top_p: default 1, the distribution that fine-tuning fits, so that the share of A estimates the judge's
+        own probability of answering A; below 1 the likelier verdict is overstated. Temperature 0 is the likeliest
+        reply, and takes one vote.
+    seed: of the noise, which belongs to (seed, pair as read, number of the sample) and to nothing else.
+    verdict: `vote` is the share of A among the samples with a verdict. `probability` is the mean over them of
+        P(A) / (P(A) + P(B)) at the label, one forward more: the label's own noise is averaged out.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    votes: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    verdict: str = "vote"
+
+    def __post_init__(self):
+        if self.votes < 1:
+            raise SettingsError(f"--reward_votes is {self.votes}: give at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise SettingsError(f"--reward_temperature is {self.temperature}: give a number from 0 up")
+        if self.temperature == 0 and self.votes > 1:
+            raise SettingsError(
+                f"--reward_temperature 0 writes the same reply {self.votes} times: give --reward_votes 1, or a "
+                "temperature above 0"
+            )
+        if not 0 < self.top_p <= 1:
+            raise SettingsError(f"--reward_top_p is {self.top_p}: give a share above 0, at most 1")
+        if self.verdict not in VERDICTS:
+            raise SettingsError(f"--reward_verdict {self.verdict}: choose {' or '.join(VERDICTS)}")
 
 
 def sample_seed(seed: int, pair: Pair, sample: int) -> int:

@@ -34,6 +34,11 @@ FULL = Judgment(
     truncated=True,
     cached=True,
     readings=(Judgment(0.25, readings=(Judgment(1.0),)), Judgment(NO_VERDICT, reason="timed out")),
+    tokens=12,
+    samples=(
+        Judgment(1.0, rationale="<answer>\nA\n</answer>", tokens=7),
+        Judgment(NO_VERDICT, rationale="?", reason="no answer"),
+    ),
 )
 
 
@@ -112,7 +117,7 @@ def test_a_key_tells_judges_texts_roles_and_reading_orders_apart():
 
 def test_keys_and_records_of_this_schema_are_what_they_were():
     """A change here makes stored judgments unfindable or misread: it comes with a higher SCHEMA."""
-    assert SCHEMA == 1
+    assert SCHEMA == 2
     assert judgment_key("judge", PAIR).hex() == "e28ee33e52ddbfc53539345e3e997375a6c5d82ed561745d15c8f2f18ed77810"
     assert [item.name for item in fields(Judgment)] == [
         "prob_a",
@@ -122,6 +127,8 @@ def test_keys_and_records_of_this_schema_are_what_they_were():
         "truncated",
         "cached",
         "readings",
+        "tokens",
+        "samples",
     ]
 
 
@@ -288,8 +295,8 @@ def _torn_header(path: Path) -> None:
         (_zeros, "not an SQLite file"),
         (_another_program, r"another program's SQLite file \(application_id 0x0, not 0x4752414d\)"),
         (_another_application_id, "another program's SQLite file"),
-        (_older_schema, "a judgment cache of schema 0, and this version reads schema 1 alone"),
-        (_newer_schema, "a judgment cache of schema 2, and this version reads schema 1 alone"),
+        (_older_schema, "a judgment cache of schema 1, and this version reads schema 2 alone"),
+        (_newer_schema, "a judgment cache of schema 3, and this version reads schema 2 alone"),
         (
             _torn_header,
             "not an SQLite file.*another --reward_cache folder, or delete.*whose first bytes were destroyed",
@@ -475,7 +482,7 @@ def test_a_record_is_readable_json(tmp_path):
     with sqlite3.connect(path) as other:
         ((record,),) = other.execute("SELECT record FROM judgments").fetchall()
     other.close()
-    assert json.loads(record) == asdict(judgment(0)) | {"readings": []}
+    assert json.loads(record) == asdict(judgment(0)) | {"readings": [], "samples": []}
 
 
 def damage_leaves(path: Path) -> None:

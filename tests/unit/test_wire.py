@@ -34,7 +34,7 @@ def bits(values) -> list[bytes]:
 def test_scores_and_metrics_travel_bit_for_bit():
     values = [*any_floats(2000), 0.0, -0.0, 5e-324, 1 / 3, math.nextafter(0.5, 1), 1e22, 2.0**53 + 2]
     metrics = tuple(Metric(f"m{i}", value, i) for i, value in enumerate(values))
-    score = GroupScore((*values, math.nan), metrics, ("a", "b"), 7)
+    score = GroupScore((*values, math.nan), metrics, ("a", "b"), 7, ("(this is A) so",) * (len(values) + 1))
     reply = wire.ScoreReply(fingerprint="f", scores=[wire.GroupScoreBody.of(score)]).model_dump_json()
     (back,) = wire.ScoreReply.model_validate_json(reply).records()
     assert bits(back.scores[:-1]) == bits(values)
@@ -42,13 +42,14 @@ def test_scores_and_metrics_travel_bit_for_bit():
     assert "NaN" not in reply
     assert bits(metric.total for metric in back.metrics) == bits(values)
     assert (back.metrics, back.reasons, back.judgments) == (metrics, ("a", "b"), 7)
+    assert back.rationales == score.rationales
 
 
 def test_judgments_travel_bit_for_bit_with_their_readings():
     rng = random.Random(1)
     silent = Judgment(math.nan, reason="r", rationale="why", truncated=True)
     for _ in range(500):
-        first = Judgment(rng.random(), rng.random(), "日本", cached=True)
+        first = Judgment(rng.random(), rng.random(), "日本", cached=True, tokens=9, samples=(Judgment(1.0), silent))
         judgment = Judgment(rng.random(), readings=(first, silent))
         body = wire.CompareReply(fingerprint="f", judgments=[wire.JudgmentBody.of(judgment)]).model_dump_json()
         (back,) = wire.CompareReply.model_validate_json(body).records()
