@@ -73,10 +73,10 @@ def reasoning_judge(token_budget: int = 16_384, certainty: float = _CERTAINTY, *
     )
 
 
-def save_reasoning_judge(folder: Path) -> Path:
+def save_reasoning_judge(folder: Path, certainty: float = _CERTAINTY) -> Path:
     """Weights, tokenizer and gram.json, as training leaves them."""
     tokenizer = reasoning_tokenizer()
-    reasoning_model(tokenizer).save_pretrained(folder)
+    reasoning_model(tokenizer, certainty).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _config().save(folder)
     return folder

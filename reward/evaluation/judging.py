@@ -80,4 +80,5 @@ def _record(item: Item, order: str, reading: Judgment, fingerprint: str) -> Reco
         item.item,
         len(item.preference.chosen) - len(item.preference.rejected),
         fingerprint,
+        rationale=reading.rationale,
     )

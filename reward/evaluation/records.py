@@ -8,6 +8,7 @@ One reading of one pair a line. Records made by others are read when they have t
     prob_a | verdict   told for the CHOSEN response whichever was read first: the probability in [0, 1] that it is
                        better, or "A" (it is), "B" (the rejected one is), "tie"; null is no verdict
     reason             text; why there is no verdict
+    rationale          text; what the judge wrote before its verdict, in which the response it read first is A
     label_mass         P(A) + P(B) over the whole vocabulary, null where it is not known
     subset             text; the part of the benchmark
     item               text; pairs that share it are not independent and are resampled together (default: id)
@@ -33,7 +34,7 @@ from reward.types import NO_VERDICT
 
 ORDERS = ("given", "swapped", "scores")
 VERDICTS = {"A": 1.0, "B": 0.0, "tie": 0.5, None: NO_VERDICT}
-_TEXTS = ("reason", "subset", "item", "fingerprint")
+_TEXTS = ("reason", "subset", "item", "fingerprint", "rationale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Record:
     length_difference: int | None = None
     fingerprint: str = ""
     seconds: float = math.nan
+    rationale: str = ""
 
     def __post_init__(self):
         if self.order not in ORDERS:

@@ -7,7 +7,8 @@ import pytest
 
 from reward.encoding import JudgeConfig
 from tests.conftest import REPOSITORY, run_deepspeed
-from tests.gram_toys import save_toy_model
+from tests.gram_toys import save_toy_model, write_rows
+from tests.r2_toys import save_reasoning_judge
 
 SCRIPT = REPOSITORY / "tests" / "distributed" / "sharded_judge.py"
 
@@ -107,3 +108,32 @@ def test_ppo_and_grpo_train_on_a_sharded_judge(judge, tmp_path):
     # On two ranks: eight pairs; two groups of four, six pairs each; four of six over two rounds.
     assert [steps[0]["reward/gram/judgments"] for steps in report.values()] == [8, 12, 8]
     assert json.loads((tmp_path / "rank1.json").read_text()).keys() == report.keys()
+
+
+def test_a_sharded_judge_that_reasons_writes_what_a_whole_one_writes(tmp_path):
+    folder = save_reasoning_judge(tmp_path / "r2")
+    run_deepspeed([SCRIPT.with_name("sharded_r2.py"), folder, tmp_path])
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    for rank in ranks:
+        for judged in rank.values():
+            (scores, texts), (wanted, wanted_texts) = judged["sharded"], judged["whole"]
+            assert texts == wanted_texts
+            assert all(found == pytest.approx(each, abs=1e-5) for found, each in zip(scores, wanted, strict=True))
+            assert judged["fingerprints"] == 1
+    sizes = [[len(rank[verdict]["sharded"][0]) for rank in ranks] for verdict in ("vote", "probability")]
+    assert sizes == [[1, 3], [0, 1]]
+    assert "<answer>" in ranks[1]["vote"]["sharded"][1][0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["zero3", "replicated"])
+def test_ppo_trains_on_two_ranks_on_a_judge_that_reasons(judge, placement, tmp_path):
+    folder = save_reasoning_judge(tmp_path / "r2", certainty=3.0)
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Tell me about {number}"} for number in range(16)])
+    settings = {"model_name_or_path": judge, "dataset": tmp_path / "prompts.jsonl", "output_dir": tmp_path / "out"}
+    settings |= {"reward": "gram_r2", "reward_model": folder, "reward_placement": placement, "max_steps": 2}
+    settings |= {"per_device_train_batch_size": 4, "max_completion_length": 8, "gradient_checkpointing": False}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    run_deepspeed([REPOSITORY / "recipes" / "ppo_gram.py", *flags, "--report_to", "none"])
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert all(0 <= entry["objective/scores"] <= 1 for entry in log[:2])

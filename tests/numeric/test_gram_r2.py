@@ -29,8 +29,8 @@ from tests.r2_toys import (
     reasoning_tokenizer,
     save_reasoning_judge,
 )
-from tests.served_judge import served_reasoning_judge
-from tests.support import byte_tokenizer, pairs_of_many_lengths, tiny_model
+from tests.served_judge import reasoning_server, served_reasoning_judge
+from tests.support import byte_tokenizer, pairs_of_many_lengths, tiny_judge, tiny_model
 
 PAIRS = pairs_of_many_lengths()
 PAIR = PAIRS[0]
@@ -428,7 +428,7 @@ def test_an_encoder_for_labels_is_refused():
 
 
 def test_a_group_reports_its_cost_its_broken_replies_and_why():
-    backend = PairwiseReward(BothOrders(Cached(reasoning_judge())), name="gram_r2")
+    backend = PairwiseReward(BothOrders(Cached(reasoning_judge(certainty=1.2))), name="gram_r2")
     group = Group(PAIR.prompt, (PAIR.response_a, "word " * 9, PAIR.response_a), PAIR.response_b)
     (score,) = backend.score([group])
     judgments = backend.judge.compare([Pair(group.prompt, each, group.reference) for each in group.responses[:2]])
@@ -447,8 +447,6 @@ def test_a_group_reports_its_cost_its_broken_replies_and_why():
 
 
 def test_gram_reports_its_tokens_under_the_same_name_and_no_rationales():
-    from tests.support import tiny_judge
-
     judge = tiny_judge()
     (score,) = PairwiseReward(BothOrders(judge)).score([Group(PAIR.prompt, (PAIR.response_a,), PAIR.response_b)])
     both = judge.encoder.encode([PAIR, PAIR.swap()])
@@ -460,8 +458,6 @@ def test_gram_reports_its_tokens_under_the_same_name_and_no_rationales():
 
 
 def test_a_served_judge_votes_over_calls_with_seeds_of_their_own():
-    from tests.served_judge import reasoning_server
-
     server = reasoning_server()
     judge = served_reasoning_judge(votes=5, temperature=0.8, top_p=0.9, seed=3)
     server.calls.clear()

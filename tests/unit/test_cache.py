@@ -35,10 +35,7 @@ FULL = Judgment(
     cached=True,
     readings=(Judgment(0.25, readings=(Judgment(1.0),)), Judgment(NO_VERDICT, reason="timed out")),
     tokens=12,
-    samples=(
-        Judgment(1.0, rationale="<answer>\nA\n</answer>", tokens=7),
-        Judgment(NO_VERDICT, rationale="?", reason="no answer"),
-    ),
+    samples=(Judgment(1.0, rationale="A", tokens=7), Judgment(NO_VERDICT, rationale="?", reason="no answer")),
 )
 
 
