@@ -378,8 +378,13 @@ def _served_judge_parts(arguments: RewardArguments) -> tuple[Any, Any, Any]:
         answer_tokens=reading.answer_tokens or 1,
         **_model_settings(arguments),
     )
-    if encoder.prompt.before_label:
+    if encoder.prompt.before_label and reading.method == "text":
         return server, encoder, replace(reading, sampling=_sampling(arguments))
+    if encoder.prompt.before_label:
+        raise SettingsError(
+            f"--reward_method {reading.method} reads a label at once, and the judge prompt {encoder.prompt.name!r} "
+            "asks for reasons before it: choose --reward_method text"
+        )
     for flag in ("reward_votes", "reward_temperature", "reward_top_p", "reward_seed"):
         if (value := getattr(arguments, flag)) is not None:
             raise SettingsError(

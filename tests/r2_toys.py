@@ -65,7 +65,7 @@ def reasoning_model(tokenizer, certainty: float = _CERTAINTY) -> LlamaForCausalL
     return model
 
 
-def reasoning_judge(token_budget: int = 16_384, certainty: float = _CERTAINTY, **sampling) -> GramR2Judge:
+def reasoning_judge(token_budget: int | None = None, certainty: float = _CERTAINTY, **sampling) -> GramR2Judge:
     tokenizer = reasoning_tokenizer()
     encoder = JudgeEncoder(tokenizer, _config(), CONTEXT, ANSWER_TOKENS)
     return GramR2Judge(

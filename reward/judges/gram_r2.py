@@ -42,7 +42,7 @@ class GramR2Judge:
         model: nn.Module,
         encoder: JudgeEncoder,
         sampling: Sampling | None = None,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | None = None,
         sharded: bool = False,
     ):
         if not encoder.prompt.before_label:
@@ -54,7 +54,7 @@ class GramR2Judge:
         self.model = model.requires_grad_(False)
         self.encoder = encoder
         self.sampling = sampling or Sampling()
-        self.token_budget = token_budget
+        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET["gpu"]
         self._sharded = sharded
         self._inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
         tokenizer = encoder.tokenizer
@@ -82,7 +82,7 @@ class GramR2Judge:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         max_length: int | None = None,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | None = None,
         trust_remote_code: bool = False,
         sharded: bool = False,
     ) -> "GramR2Judge":

@@ -73,6 +73,10 @@ class Reading:
                     f"--reward_{name} {getattr(self, name)} is not read by --reward_method {self.method}: "
                     f"leave it, or choose --reward_method {reader}"
                 )
+        if self.sampling is not None and (self.method != "text" or self.sampling.verdict != "vote"):
+            raise SettingsError(
+                f"samples need --reward_method text and votes, not {self.method}, {self.sampling.verdict}"
+            )
         if self.send not in (None, *SENDS):
             raise SettingsError(f"--reward_send {self.send}: choose one of {', '.join(SENDS)}")
         for name, least in (("top_logprobs", 2), ("answer_tokens", 1)):
@@ -143,11 +147,10 @@ class LLMJudge:
                 f"neither configuration nor tokenizer of {encoder.tokenizer.name_or_path} says how long an input may "
                 "be, and a server would cut it: give --reward_max_length"
             )
-        reasons = bool(encoder.prompt.before_label)
-        if reasons != (self.reading.sampling is not None) or (reasons and self.reading.method != "text"):
+        if bool(encoder.prompt.before_label) != (self.reading.sampling is not None):
             raise SettingsError(
-                f"--reward_method {self.reading.method} cannot read the judge prompt {encoder.prompt.name!r}: a prompt "
-                "that asks for reasons needs --reward_method text and samples, and no other takes samples"
+                f"the judge prompt {encoder.prompt.name!r} and sampling {self.reading.sampling} do not fit: prompts "
+                "that ask for reasons are sampled, and no others"
             )
         self._method = METHODS[self.reading.method]
         self._label_texts = _label_texts(encoder.tokenizer, encoder.label_ids)

@@ -83,7 +83,7 @@ def test_an_evaluation_keeps_what_the_judge_wrote(toys, tmp_path, monkeypatch):
     rows = toy_rows(6, 0)
     write_rows(tmp_path / "pairs.jsonl", rows)
     settings = {"reward": "gram_r2", "reward_model": toys / "judge", "reward_votes": 3, "reward_answer_tokens": 12}
-    settings |= {"dataset": tmp_path / "pairs.jsonl", "output_dir": tmp_path / "out", "resamples": 20}
+    settings |= {"dataset": tmp_path / "pairs.jsonl", "output_dir": tmp_path / "out", "resamples": 100}
     words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["evaluate_reward.py", *words])
     evaluate_reward.main()

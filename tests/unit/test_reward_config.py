@@ -11,11 +11,14 @@ from reward.cache import Cached
 from reward.config import RewardArguments, Run, build_reward, check_reward, plan_reward
 from reward.encoding import JudgeConfig
 from reward.errors import ContextTooShortError, LabelTokenError, SettingsError
+from reward.judges.votes import Sampling
 from reward.judges.wrappers import BothOrders
 from reward.metrics import means
 from reward.models import default_token_budget
 from reward.pairing import AgainstReference, Circular, RoundRobin, Swiss
-from reward.types import Group, as_prompt
+from reward.types import Group, Pair, as_prompt
+from tests.r2_toys import save_reasoning_judge
+from tests.served_judge import reasoning_server
 from tests.support import byte_tokenizer, tiny_model
 
 GROUPS = [Group(as_prompt("2+2?"), ("four", "five"), "four")]
@@ -214,3 +217,59 @@ def test_the_plan_counts_the_judge_without_reading_weights(weightless):
     model = tiny_model("llama", len(byte_tokenizer()))
     assert judge.bytes_per_rank == 2 * sum(parameter.numel() for parameter in model.parameters())
     assert judge.where == "replicated (bfloat16)"
+
+
+# --- gram_r2 ----------------------------------------------------------------------------------------------------------
+
+
+def test_flags_reach_a_judge_that_reasons(tmp_path):
+    flags = {"reward_votes": 3, "reward_temperature": 0.7, "reward_top_p": 0.9, "reward_seed": 5}
+    flags |= {"reward_verdict": "probability", "reward_answer_tokens": 12, "reward_token_budget": 999}
+    arguments = RewardArguments(reward="gram_r2", reward_model=str(save_reasoning_judge(tmp_path)), **flags)
+    assert check_reward(arguments) == "greedy"
+    assert plan_reward(arguments)[0].where == "replicated (float32)"
+    backend = build_reward(arguments).backend
+    judge = backend.judge.judge.judge
+    assert judge.sampling == Sampling(3, 0.7, 0.9, 5, "probability")
+    assert (judge.encoder.answer_tokens, judge.token_budget, backend.name) == (12, 999, "gram_r2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"reward_votes": 0}, "--reward_votes is 0"),
+        ({"reward_temperature": 0.0}, "--reward_temperature 0 writes the same reply 8 times"),
+        ({"reward_verdict": "mean"}, "--reward_verdict mean: choose vote or probability"),
+        ({"reward_answer_tokens": 0}, "--reward_answer_tokens is 0"),
+        ({"reward_answer_tokens": 1020}, "only 4 fit: use a compact prompt"),
+        ({"reward_placement": "zero3"}, "this process has none: start it with `deepspeed`"),
+        ({"reward_model": None}, "--reward gram_r2 needs --reward_model"),
+        ({"reward_prompt": "gram_r2"}, "--reward_prompt is not read by --reward gram_r2"),
+        ({"reward": "gram"}, "was trained on the prompt 'compact_r2': use --reward gram_r2"),
+    ],
+)
+def test_bad_flags_of_a_judge_that_reasons_are_refused_before_the_weights(flags, message, tmp_path):
+    save_reasoning_judge(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    arguments = {"reward": "gram_r2", "reward_model": str(tmp_path)} | flags
+    with pytest.raises((SettingsError, ContextTooShortError), match=message):
+        check_reward(RewardArguments(**arguments))
+
+
+def test_a_served_judge_reasons_under_a_prompt_that_asks_for_it(weightless, tmp_path):
+    flags = {"reward": "llm_judge", "reward_model": str(weightless), "reward_served_model": "judge"}
+    flags |= {"reward_url": [reasoning_server().url], "reward_max_length": 1000, "reward_answer_tokens": 40}
+    arguments = RewardArguments(reward_prompt="compact_r2", reward_method="text", reward_votes=3, **flags)
+    check_reward(arguments)
+    judge = build_reward(arguments).backend.judge
+    assert judge.judge.judge.reading.sampling == Sampling(3)
+    (judgment,) = judge.compare([Pair(as_prompt("2+2?"), "four", "five")])
+    assert [len(reading.samples) for reading in judgment.readings] == [3, 3]
+    for change, message in (
+        ({"reward_prompt": "compact"}, "--reward_votes 3 is not read under the judge prompt 'compact'"),
+        ({"reward_method": "logprobs", "reward_answer_tokens": None}, "--reward_method logprobs"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            wrong = dataclasses.replace(arguments, **change)
+            check_reward(wrong)
+            build_reward(wrong)
