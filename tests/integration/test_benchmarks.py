@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY, requires_shared
+from tests.r2_toys import save_reasoning_judge
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +47,12 @@ def test_real_text_runs_to_the_end(tmp_path):
     output = benchmark("real_text", "--ppo_steps", 2, "--output_dir", tmp_path)
     assert "eval_truncated" in output
     assert "seconds/judging: mean" in output
+
+
+def test_reasons_cost_more_than_a_label(tmp_path):
+    judge = save_reasoning_judge(tmp_path)
+    words = ("--judge", judge, "--pairs", 2, "--votes", 2, "--answer_tokens", 12, "--rounds", 1)
+    lines = benchmark("reasons", *words).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["gram", "gram_r2"]
+    label, reasons = (int(line.split()[-4]) for line in lines)
+    assert reasons > label
