@@ -19,6 +19,7 @@ from reward.judges.gram_r2 import Choose, GramR2Judge, inverse_cdf
 from reward.judges.votes import Sampling, read_sample, reparsed, sample_seed, vote
 from reward.judges.wrappers import BothOrders
 from reward.metrics import means
+from reward.pairing import RoundRobin
 from reward.types import NO_VERDICT, Group, Judgment, Pair, as_prompt
 from tests.r2_toys import (
     ANSWER_TOKENS,
@@ -60,6 +61,12 @@ def test_a_token_without_probability_is_never_chosen(scores, uniform):
     assert scores[chosen] > -math.inf
 
 
+def test_rounding_at_the_end_chooses_the_last_token_with_probability():
+    scores = torch.cat([torch.randn(2_000, 50, generator=torch.manual_seed(0)), torch.full((2_000, 3), -math.inf)], -1)
+    chosen = inverse_cdf(scores, torch.full((2_000,), 1 - 2**-53, dtype=torch.float64))
+    assert chosen.max() <= 49
+
+
 def test_rows_choose_by_their_own_numbers():
     scores = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]]).log()
     assert inverse_cdf(scores, torch.tensor([0.4, 0.6, 0.6])).tolist() == [0, 1, 0]
@@ -71,7 +78,7 @@ def test_rare_tokens_of_a_large_vocabulary_are_chosen_as_often_as_they_should():
     for token in (1, 70_000, 149_999):
         weights = scores[0].double().exp()
         edges = (weights.cumsum(-1) / weights.sum())[token - 1 : token + 1]
-        inside = edges[0] + (edges[1] - edges[0]) * torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64)
+        inside = edges[0] + (edges[1] - edges[0]) * torch.tensor([0.001, 0.5, 0.999], dtype=torch.float64)
         assert inverse_cdf(scores.expand(3, -1), inside).tolist() == [token] * 3
 
 
@@ -211,6 +218,8 @@ def test_a_reply_that_was_cut_says_so():
     judge = reasoning_judge(certainty=0.0)  # it writes anything
     reasons = {sample.reason for judgment in judge.compare(PAIRS[:4]) for sample in judgment.samples}
     assert f"the reply has no answer (cut at {ANSWER_TOKENS} tokens)" in reasons
+    samples = [sample for judgment in judge.compare(PAIRS) for sample in judgment.samples]
+    assert all("cut at" not in sample.reason for sample in samples if sample.tokens < ANSWER_TOKENS)
 
 
 def test_broken_weights_are_no_verdict():
@@ -444,6 +453,20 @@ def test_a_group_reports_its_cost_its_broken_replies_and_why():
         reading = judgment.readings["AB".index(letter)]
         assert told == reading.rationale
         assert (reading.prob_a - 0.5) * (judgment.prob_a - 0.5) > 0 or judgment.prob_a == 0.5
+
+
+def test_a_rationale_is_of_the_reading_that_agrees_and_says_who_is_who():
+    class Told:
+        fingerprint = "told"
+
+        def compare(self, pairs):
+            texts = [f"{pair.response_a} first" for pair in pairs]
+            return [Judgment(0.4 if text == "x first" else 0.1, rationale=text) for text in texts]
+
+    (score,) = PairwiseReward(BothOrders(Told()), RoundRobin()).score([Group(PAIR.prompt, ("x", "y"))])
+    assert score.rationales == ("(this is B) y first", "(this is A) y first")  # x wins by .4 and .9
+    swapped = Judgment(0.4, samples=(Judgment(1.0), Judgment(0.0))).swap()
+    assert [sample.prob_a for sample in swapped.samples] == [0.0, 1.0]
 
 
 def test_gram_reports_its_tokens_under_the_same_name_and_no_rationales():
