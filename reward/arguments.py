@@ -63,7 +63,8 @@ class RewardArguments:
         default=None,
         metadata={
             "help": "Tokens of a judging batch, with padding; default "
-            f"{DEFAULT_TOKEN_BUDGET['gpu']:,} on a GPU, {DEFAULT_TOKEN_BUDGET['cpu']:,} on a CPU (gram_r2: {DEFAULT_TOKEN_BUDGET['gpu']:,})."
+            f"{DEFAULT_TOKEN_BUDGET['gpu']:,} on a GPU, {DEFAULT_TOKEN_BUDGET['cpu']:,} on a CPU "
+            f"(gram_r2: {DEFAULT_TOKEN_BUDGET['gpu']:,})."
         },
     )
     reward_dtype: str | None = field(
