@@ -13,7 +13,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from reward.encoding import LONGEST_REPLY, Encoded, JudgeConfig, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.label_logits import label_logits, left_pad
-from reward.models import batches_by_length, default_token_budget, fingerprint
+from reward.judges.prefixes import Step, can_share, gather, keep, plan
+from reward.models import default_token_budget, fingerprint
 from reward.placement import load_sharded, whole
 from reward.prompts import judge_prompt
 from reward.types import NO_VERDICT, Judgment, Pair
@@ -23,8 +24,8 @@ class GramJudge:
     """Compares two responses by one forward pass of a causal language model (arXiv 2506.14175).
 
     prob_a = σ(z_A - z_B) of the label logits at the last position, in ONE reading order: wrap it in `BothOrders`.
-    Inputs are sorted by length and batched under `token_budget` tokens, padding included; neither batch size nor
-    neighbours nor padding change a judgment beyond float tolerance.
+    Beginnings that inputs share are read once (`reward.judges.prefixes`); a forward reads up to `token_budget` tokens,
+    padding included. Neither batch size nor neighbours nor padding change a judgment beyond float tolerance.
 
     >>> judge = BothOrders(GramJudge.from_pretrained("wangclnlp/GRAM-Qwen3-1.7B-RewardModel"))  # doctest: +SKIP
     >>> judge.compare([Pair(as_prompt("2+2?"), "4", "5")])[0].prob_a                            # doctest: +SKIP
@@ -36,6 +37,7 @@ class GramJudge:
         self.model = model.requires_grad_(False)
         self.encoder = encoder
         self.token_budget = token_budget or default_token_budget(model.device)
+        self.shares = can_share(model)
         reading = asdict(encoder.config) | {"template": encoder.prompt.template, "max_length": encoder.max_length}
         del reading["label_smoothing"]  # says how the judge was trained, not how it judges
         self.fingerprint = fingerprint(model, encoder.tokenizer, reading)
@@ -79,8 +81,8 @@ class GramJudge:
         judgments = [
             Judgment(NO_VERDICT, reason=item.reason or "not judged yet", truncated=item.truncated) for item in encoded
         ]
-        lengths = {i: len(item.ids) for i, item in enumerate(encoded) if not item.reason}
-        return GramWork(encoded, list(batches_by_length(lengths, self.token_budget)), judgments)
+        inputs = {i: item.ids for i, item in enumerate(encoded) if not item.reason}
+        return GramWork(encoded, plan(inputs, self.token_budget, self.shares), judgments)
 
     @torch.no_grad()
     def forward(self, work: "GramWork", batch: int | None) -> None:
@@ -90,14 +92,22 @@ class GramJudge:
                 self.model, left_pad([[self._pad_id]], self._pad_id, self.model.device), self.encoder.label_ids
             )
             return
-        indices = work.batches[batch]
-        inputs = left_pad([work.encoded[i].ids for i in indices], self._pad_id, self.model.device)
-        read = label_logits(self.model, inputs, self.encoder.label_ids)
+        step = work.batches[batch]
+        inputs = left_pad([node.ids for node in step], self._pad_id, self.model.device)
+        past, mask = gather(step, self.model.device)
+        if past is None:
+            read = label_logits(self.model, inputs, self.encoder.label_ids)
+        else:
+            inputs["position_ids"] += mask.sum(1, keepdim=True)
+            inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
+            read = label_logits(self.model, inputs, self.encoder.label_ids, past)
+            keep(step, past)
         # In float64: float32 rounds σ near 1, and the two orders of a judge with a strong position bias would tie.
         probabilities = read.margin.cpu().double().sigmoid().tolist()
         masses = read.label_mass.tolist()
-        for i, probability, mass in zip(indices, probabilities, masses, strict=batch is not None):
-            work.judgments[i] = _judgment(probability, mass, work.encoded[i].truncated, len(work.encoded[i].ids))
+        for i, probability, mass in zip((node.key for node in step), probabilities, masses, strict=True):
+            if i is not None:
+                work.judgments[i] = _judgment(probability, mass, work.encoded[i].truncated, len(work.encoded[i].ids))
 
     @property
     def _pad_id(self) -> int:
@@ -106,10 +116,10 @@ class GramJudge:
 
 @dataclass(frozen=True)
 class GramWork:
-    """Encoded pairs, the batches of their indices, and their judgments as far as these have run."""
+    """Encoded pairs, the steps that read them, and their judgments as far as these have run."""
 
     encoded: Sequence[Encoded]
-    batches: list[list[int]]
+    batches: list[Step]
     judgments: list[Judgment]
 
 

@@ -7,11 +7,12 @@ stage 2 of training. Legend: B inputs in a batch, T tokens, D hidden size, V voc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 # Families that bend their logits after the output embedding. There the bent logits are what the model means.
 _CAPPING = "final_logit_softcapping"
@@ -49,20 +50,29 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | 
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def label_logits(model: nn.Module, batch: dict[str, torch.Tensor], label_ids: tuple[int, int]) -> LabelLogits:
+def label_logits(
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    label_ids: tuple[int, int],
+    past: DynamicCache | None = None,
+) -> LabelLogits:
     """Reads the label logits that follow each row of a left-padded `batch`.
+
+    `past` holds keys and values of what comes before, which the attention mask of `batch` covers too; those of `batch`
+    are added to it.
 
     `model` may be wrapped (DeepSpeed engine, DDP, PEFT). bf16 logits near 20 lie 0.125 apart, so the two label rows of
     the output embedding are multiplied in float32 with the last hidden state; (B, T, V) logits are never made. The
     normaliser is computed in the model's own precision and carries no gradient.
     """
+    read = partial(model, **batch, logits_to_keep=1, past_key_values=past, use_cache=past is not None)
     head = _plain_output_embedding(model)
     if head is None:
-        logits = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1].float()  # (B, V)
+        logits = read().logits[:, -1].float()  # (B, V)
         return LabelLogits(logits[:, list(label_ids)], logits.detach().logsumexp(-1))
     with _read_labels_only(head, label_ids):
-        read = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1]  # (B, 3)
-    return LabelLogits(read[:, :2], read[:, 2].detach())
+        found = read().logits[:, -1]  # (B, 3)
+    return LabelLogits(found[:, :2], found[:, 2].detach())
 
 
 def _plain_output_embedding(model: nn.Module) -> nn.Linear | None:

@@ -1,0 +1,162 @@
+"""Beginnings that judge inputs share are read once: their keys and values are kept and every continuation reads on.
+
+All pairs of a run share the instruction, all pairs of a group its prompt, all pairs with the same first response that
+response too. What is shared is found in the token ids themselves: inputs are sorted, and a common beginning becomes a
+node of a tree. No tokenizer, prompt or pairing is asked, and the order of the inputs changes nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from reward.models import batches_by_length
+
+LEAST_SAVED = 64  # tokens that a node must save over all that continue it: each level of the tree costs a forward
+CHUNK = 8  # token budgets: inputs that are under way at once, which bounds what is kept of their beginnings
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """`ids` read after everything above. `key`: the input that ends here; None where others read on."""
+
+    ids: Sequence[int]
+    parent: "Node | None"
+    key: int | None = None
+    readers: int = 0  # nodes anywhere below that have not been read yet
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # (H, T, D) keys and values a layer
+
+    def above(self) -> list["Node"]:
+        """The nodes that come before this one, from the beginning."""
+        path, node = [], self.parent
+        while node is not None:
+            path.append(node)
+            node = node.parent
+        return path[::-1]
+
+
+Step = list[Node]  # nodes of one forward; all that is above them was read in steps before
+
+
+def can_share(model: nn.Module) -> bool:
+    """Whether every layer of the model attends to everything before it and keeps keys and values of it all."""
+    causal = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # below an engine
+    layers = DynamicCache(config=causal.config.get_text_config()).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def plan(inputs: Mapping[int, Sequence[int]], token_budget: int, share: bool = True) -> list[Step]:
+    """The forwards that read `inputs` (token ids by key), each under `token_budget` tokens with padding.
+
+    Where nothing is shared, or `share` is off, these are batches of whole inputs by length.
+    """
+    if not share:
+        return _batched([Node(ids, None, key) for key, ids in inputs.items()], token_budget)
+    order = sorted(inputs, key=lambda key: (list(inputs[key]), key))
+    steps: list[Step] = []
+    known: set[int] = set()  # id() of the nodes that a step reads already
+    for chunk in _chunks(_tree(order, inputs, 0, None), CHUNK * token_budget):
+        above = {id(node): (depth, node) for leaf in chunk for depth, node in enumerate(leaf.above())}
+        fresh = [found for name, found in above.items() if name not in known]
+        known |= above.keys()
+        fresh.sort(key=lambda found: found[0])
+        for _, level in groupby(fresh, key=lambda found: found[0]):
+            steps += _batched([node for _, node in level], token_budget)
+        steps += _batched(chunk, token_budget)
+    return steps
+
+
+def tokens_read(steps: Sequence[Step]) -> int:
+    """Tokens that the forwards compute, without padding."""
+    return sum(len(node.ids) for step in steps for node in step)
+
+
+def _tree(keys: Sequence[int], inputs: Mapping[int, Sequence[int]], start: int, parent: Node | None) -> list[Node]:
+    """The leaves of `keys`, which are sorted and share their first `start` tokens, read by `parent` and above."""
+    if len(keys) == 1:
+        return [_child(inputs[keys[0]][start:], parent, keys[0])]
+    end = _common(inputs[keys[0]], inputs[keys[-1]])  # of the first and the last, so of all between
+    if (end - start) * (len(keys) - 1) >= LEAST_SAVED:
+        parent, start = _child(inputs[keys[0]][start:end], parent), end
+    parts = [list(part) for _, part in groupby(keys, key=lambda key: tuple(inputs[key][end : end + 1]))]
+    if len(parts) == 1:  # inputs that differ in nothing but their last token or not at all
+        return [_child(inputs[key][start:], parent, key) for key in keys]
+    return [leaf for part in parts for leaf in _tree(part, inputs, start, parent)]
+
+
+def _child(ids: Sequence[int], parent: Node | None, key: int | None = None) -> Node:
+    child = Node(ids, parent, key)
+    for node in child.above():
+        node.readers += 1
+    return child
+
+
+def _common(first: Sequence[int], last: Sequence[int]) -> int:
+    """Length of the common beginning that leaves each of both a token of its own to read."""
+    longest = min(len(first), len(last)) - 1
+    return next((i for i in range(longest) if first[i] != last[i]), longest)
+
+
+def _chunks(leaves: Sequence[Node], tokens: int) -> Iterator[list[Node]]:
+    """Neighbouring leaves, which share most, with at most so many tokens of their own."""
+    chunk, size = [], 0
+    for leaf in leaves:
+        if chunk and size + len(leaf.ids) > tokens:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(leaf)
+        size += len(leaf.ids)
+    if chunk:
+        yield chunk
+
+
+def _batched(nodes: Sequence[Node], token_budget: int) -> list[Step]:
+    batches = batches_by_length({i: len(node.ids) for i, node in enumerate(nodes)}, token_budget)
+    return [[nodes[i] for i in batch] for batch in batches]
+
+
+# --- keys and values --------------------------------------------------------------------------------------------------
+
+
+def gather(step: Step, device: torch.device) -> tuple[DynamicCache | None, torch.Tensor | None]:
+    """Keys and values of all that is above each node of `step`, padded on the left, and their mask (B, P).
+
+    P is 0 where nothing is above any of them; None and None where none of them is read on either.
+    """
+    paths = [node.above() for node in step]
+    lengths = [sum(len(node.ids) for node in path) for path in paths]
+    if not any(lengths) and all(node.key is not None for node in step):
+        return None, None
+    cache, longest = DynamicCache(), max(lengths)
+    mask = torch.zeros(len(step), longest, dtype=torch.long, device=device)
+    for row, length in enumerate(lengths):
+        mask[row, longest - length :] = 1
+    first = next((path[0].kept for path in paths if path), [])
+    for layer, sample in enumerate(first):
+        pair = []
+        for side, one in enumerate(sample):  # keys, values
+            padded = one.new_zeros(len(step), one.size(0), longest, one.size(2))  # (B, H, P, D)
+            for row, path in enumerate(paths):
+                if path:
+                    padded[row, :, longest - lengths[row] :] = torch.cat([node.kept[layer][side] for node in path], 1)
+            pair.append(padded)
+        cache.update(*pair, layer)
+    return cache, mask
+
+
+def keep(step: Step, cache: DynamicCache) -> None:
+    """Takes the step's own keys and values from `cache` where others read on, and lets go of what none will read."""
+    for row, node in enumerate(step):
+        if node.key is None:
+            own = len(node.ids)
+            node.kept = [
+                (layer.keys[row, :, -own:].clone(), layer.values[row, :, -own:].clone()) for layer in cache.layers
+            ]
+        for above in node.above():
+            above.readers -= 1
+            if not above.readers:
+                above.kept = []
