@@ -127,25 +127,27 @@ def gather(step: Step, device: torch.device) -> tuple[DynamicCache | None, torch
 
     P is 0 where nothing is above any of them; None and None where none of them is read on either.
     """
-    paths = [node.above() for node in step]
-    lengths = [sum(len(node.ids) for node in path) for path in paths]
+    paths = {id(node.parent): node.above() for node in step}  # rows that read on from the same node share one
+    row_of = {name: row for row, name in enumerate(paths)}
+    lengths = [sum(len(node.ids) for node in path) for path in paths.values()]
     if not any(lengths) and all(node.key is not None for node in step):
         return None, None
+    rows = torch.tensor([row_of[id(node.parent)] for node in step], device=device)
     cache, longest = DynamicCache(), max(lengths)
-    mask = torch.zeros(len(step), longest, dtype=torch.long, device=device)
+    mask = torch.zeros(len(paths), longest, dtype=torch.long, device=device)
     for row, length in enumerate(lengths):
         mask[row, longest - length :] = 1
-    first = next((path[0].kept for path in paths if path), [])
+    first = next((path[0].kept for path in paths.values() if path), [])
     for layer, sample in enumerate(first):
         pair = []
         for side, one in enumerate(sample):  # keys, values
-            padded = one.new_zeros(len(step), one.size(0), longest, one.size(2))  # (B, H, P, D)
-            for row, path in enumerate(paths):
+            padded = one.new_zeros(len(paths), one.size(0), longest, one.size(2))  # (paths, H, P, D)
+            for row, path in enumerate(paths.values()):
                 if path:
                     padded[row, :, longest - lengths[row] :] = torch.cat([node.kept[layer][side] for node in path], 1)
-            pair.append(padded)
+            pair.append(padded[rows])  # (B, H, P, D)
         cache.update(*pair, layer)
-    return cache, mask
+    return cache, mask[rows]
 
 
 def keep(step: Step, cache: DynamicCache) -> None:
