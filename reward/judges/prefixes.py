@@ -54,7 +54,7 @@ def plan(inputs: Mapping[int, Sequence[int]], token_budget: int, share: bool = T
 
     Where nothing is shared, or `share` is off, these are batches of whole inputs by length.
     """
-    if not share:
+    if not share or not inputs:
         return _batched([Node(ids, None, key) for key, ids in inputs.items()], token_budget)
     order = sorted(inputs, key=lambda key: (list(inputs[key]), key))
     steps: list[Step] = []
