@@ -56,3 +56,16 @@ def test_reasons_cost_more_than_a_label(tmp_path):
     assert [line.partition(":")[0] for line in lines] == ["gram", "gram_r2"]
     label, reasons = (int(line.split()[-4]) for line in lines)
     assert reasons > label
+
+
+@requires_shared
+def test_judging_counts_tokens_and_agrees_with_a_plain_loop(tmp_path):
+    words = ("--hidden", 64, "--layers", 1, "--vocabulary", 50_257, "--sizes", 2, 4, "--rounds", 1, "--loop_pairs", 1)
+    output = benchmark("judging", *words, "--max_response_words", 20, "--output_dir", tmp_path)
+    told = [line for line in output.splitlines() if line.startswith("largest difference")]
+    assert len(told) == 2
+    assert all(float(line.split()[-1]) < 1e-4 for line in told)
+    rows = list(csv.DictReader((tmp_path / "judging.csv").open()))
+    assert [row["method"] for row in rows] == ["loop", "batched", "ours"] * 2
+    assert float(rows[-1]["token_ratio"]) > float(rows[2]["token_ratio"]) > 1
+    assert (tmp_path / "judging.png").read_bytes().startswith(b"\x89PNG")
