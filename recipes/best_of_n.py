@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from policy_run import in_small_world, prepare_small_world, small_world_paths
+from policy_run import fingerprints, in_small_world, prepare_small_world, small_world_paths
 from sampling import SamplingArguments, sample
 from tqdm import tqdm
 from trl import ModelConfig
@@ -133,7 +133,8 @@ def main() -> None:
     rows = curve(scores, worth, wins, args, sampling.seed)
     write(out, groups, scores, wins, rows, args)
     draw(rows, list(worth), out / "curve.png", args)
-    write_run_record(args.output_dir, (args, sampling, data, reward_args, model_args), {})
+    judges = fingerprints(reward.backend)
+    write_run_record(args.output_dir, (args, sampling, data, reward_args, model_args), {"judges": judges})
     for row in rows:
         print(
             "  ".join(

@@ -8,6 +8,7 @@ from policy_run import (
     GoldArguments,
     build_gold,
     describe_run,
+    fingerprints,
     finish,
     in_small_world,
     load_tokenizer,
@@ -57,6 +58,8 @@ def main() -> None:
         gold_flags,
         args,
         model_args,
+        prompts,
+        reference=reference,
         critic=False,
         initial_policy=needs_initial and not model_args.use_peft,
     )
@@ -85,6 +88,7 @@ def main() -> None:
             args.output_dir,
             (data, reward_args, gold_args, args, model_args),
             {
+                "judges": fingerprints(reward.backend),
                 "reference": reference,  # the flag may leave it to the default
                 "prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering},
             },

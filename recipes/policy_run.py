@@ -11,17 +11,20 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
+from reward.backends import PairwiseReward, WeightedSum
 from reward.config import Reward, RewardArguments, Run, build_reward, check_reward, plan_reward
 from reward.errors import SettingsError
 from reward.model_card import read_record, render_card, reward_facts, save_card
-from reward.placement import parameter_count
+from reward.placement import TogetherReward, parameter_count
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
 from reward.training.data import read_prompts
 from reward.trl_signature import require_whole_groups
+from reward.types import Fingerprinted, RewardBackend
 from rlhf.launch import explicit_flags
-from rlhf.memory import render, training_plan
+from rlhf.memory import Setup, phases, render, shape_of, training_plan
 from rlhf.prompts import PolicyPrompts, fit_prompts
+from rlhf.run_record import told
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -85,6 +88,8 @@ def prepare_small_world(reward_args: RewardArguments) -> None:
     world = small_world_cache.ensure_built()
     if reward_args.reward == "gram" and reward_args.reward_model is None:
         reward_args.reward_model = str(world / "judge")
+    for name in small_world_paths(""):  # a run that names neither model nor data is the small world's, again too
+        told.pop(name, None)
 
 
 def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -134,6 +139,19 @@ def _fit(rows: list[dict], source: str, args: GRPOConfig, model_args: ModelConfi
     return prompts
 
 
+def fingerprints(backend: RewardBackend) -> dict[str, str | None]:
+    """What decides the scores of a backend and of its members, for the run record; None where nothing says it."""
+    match backend:
+        case TogetherReward(backend=inner):
+            return fingerprints(inner)
+        case WeightedSum(members=members):
+            marks = {each.label: fingerprints(each.backend) for each in members}
+            return {f"{label}/{name}": mark for label, inner in marks.items() for name, mark in inner.items()}
+        case PairwiseReward(name=name, judge=judge):
+            return {name: judge.fingerprint}
+    return {backend.name: backend.fingerprint if isinstance(backend, Fingerprinted) else None}
+
+
 def describe_run(prompts: PolicyPrompts, args: GRPOConfig, default_pairing: str) -> Run:
     """What the reward has to know of this run."""
     generations = min(args.num_generations, args.num_generations_eval or args.num_generations)
@@ -145,26 +163,48 @@ def print_plan(
     gold_args: RewardArguments | None,
     args: GRPOConfig,
     model_args: ModelConfig,
+    prompts: PolicyPrompts,
     *,
+    reference: str | None,
     critic: bool,
     initial_policy: bool,
 ) -> None:
-    """Which model will be where, and its bytes; counted from configurations, before any weights load."""
+    """Which model will be where, its bytes, and what a step takes on top; from configurations, before weights load."""
     if args.process_index != 0:
         return
-    count = parameter_count(_policy_config(args, model_args), args.trust_remote_code)
-    plugin = args.deepspeed_plugin
-    stage = 0 if plugin is None else plugin.hf_ds_config.get_value("zero_optimization.stage", 0)
-    plan = training_plan(
-        policy=count,
-        critic=count if critic else None,
-        initial_policy=initial_policy,
-        zero_stage=stage,
-        ranks=args.world_size,
-        dtype_bytes=2 if model_args.dtype in ("bfloat16", "float16") else 4,
+    config = _policy_config(args, model_args)
+    count = parameter_count(config, args.trust_remote_code)
+    setup = _setup(args, model_args)
+    models = training_plan(policy=count, critic=count if critic else None, initial_policy=initial_policy, setup=setup)
+    on_top = phases(
+        shape_of(config, count),
+        setup,
+        rollout=args.per_device_train_batch_size * args.steps_per_generation,
+        minibatch=args.per_device_train_batch_size,
+        tokens=prompts.longest + args.max_completion_length,
+        critic=critic,
+        checkpointing=bool(args.gradient_checkpointing),
+        # vLLM samples the rollout; greedy responses are decoded in this process all the same.
+        decodes_here=not args.use_vllm or reference in ("greedy", "initial") or args.win_rate_steps > 0,
+        gathers=args.ds3_gather_for_generation,
     )
     gold = () if gold_args is None else plan_reward(gold_args)
-    print(render([*plan, *plan_reward(reward_args), *(replace(each, model=f"gold {each.model}") for each in gold)]))
+    of_gold = [replace(each, model=f"gold {each.model}") for each in gold]
+    print(render([*models, *plan_reward(reward_args), *of_gold], on_top))
+
+
+def _setup(args: GRPOConfig, model_args: ModelConfig) -> Setup:
+    half = args.bf16 or args.fp16
+    if args.deepspeed_plugin is None:
+        weight = 2 if model_args.dtype in ("bfloat16", "float16") else 4
+        return Setup(ranks=args.world_size, weight_bytes=weight, autocast=bool(half) and weight == 4)
+    zero = args.deepspeed_plugin.hf_ds_config.get_value("zero_optimization", {})
+    return Setup(
+        zero_stage=zero.get("stage", 0),
+        ranks=args.world_size,
+        weight_bytes=2 if half else 4,
+        offload=zero.get("offload_param", {}).get("device", "none") != "none",
+    )
 
 
 def _policy_config(args: GRPOConfig, model_args: ModelConfig):

@@ -175,11 +175,14 @@ class GroupScore:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One model of a run and where it is: a line of the memory plan. Bytes are those of one rank."""
+    """One model of a run and where it is: a line of the memory plan. Bytes are those of one rank, on its device and
+    in the host's memory.
+    """
 
     model: str
     where: str
     bytes_per_rank: int
+    host_bytes: int = 0
 
 
 class Judge(Protocol):

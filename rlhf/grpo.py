@@ -151,7 +151,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         training = self.model.training
         if training and self._metrics["train"]:
-            self._metrics["train"] |= {name: [value] for name, value in self.rollout.training_phases.report().items()}
+            self._metrics["train"] |= {name: [value] for name, value in self.rollout.report_step().items()}
         if not training and self._metrics["eval"]:
             self._metrics["eval"] |= {name: [value] for name, value in self.rollout.held_out().items()}
         super().log(logs, start_time)

@@ -17,13 +17,14 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import GRPOTrainer
-from trl.trainer.utils import print_prompt_completions_sample
 
 from reward.errors import NoVerdictError, SettingsError
 from reward.metrics import mean_interval, means, merge
 from reward.normalise import Normaliser
 from reward.trl_signature import groups_from_rows, require_whole_groups, rows_from_scores
 from reward.types import Group, GroupScore, Metric, RewardBackend
+from rlhf import samples
+from rlhf.memory import peak_bytes
 from rlhf.references import References
 
 REFERENCES = ("greedy", "initial", "dataset")
@@ -159,6 +160,8 @@ class JudgedRollout:
         self.scores: list[float] = []  # of this rank's last rollout, NaN where there is none
         self._inconsistent: set[str] = set()
         self._held_out: list[tuple[str, str, float]] = []  # (name, prompt, value) of this rank's evaluation
+        self._began_here = False  # this process has sampled the run's first rollout
+        self._shown_at: int | None = None  # the step of the last sample table
 
     @property
     def phases(self) -> Phases:
@@ -171,6 +174,7 @@ class JudgedRollout:
             NoVerdictError: on every rank, when more of the rollout than `max_no_verdict_rate` has no score.
         """
         trainer = self._trainer
+        self._began_here |= trainer.state.global_step == 0
         size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
         unique = prompts[::size]
         with self.phases("rollout"):
@@ -322,22 +326,23 @@ class JudgedRollout:
                 raise SettingsError(f"{folder} has no {_STATE_NAME}: it was written by a run that normalised nothing")
             self.normaliser.load(json.loads((folder / _STATE_NAME).read_text()))
 
+    def report_step(self) -> dict[str, float]:
+        """Seconds of the phases since the last report, and this rank's peak memory so far."""
+        return self.training_phases.report() | {"memory/peak_bytes": float(peak_bytes())}
+
     def show_samples(self) -> None:
-        """The table of samples, every `sample_steps` optimizer steps."""
+        """A table of samples every `sample_steps` optimizer steps, and its rows in `samples.jsonl`."""
         trainer, every = self._trainer, self._trainer.args.sample_steps
-        logs = trainer._logs
-        if not every or trainer.state.global_step % every or not logs["prompt"]:
+        step = trainer.state.global_step
+        if not every or step % every or step == self._shown_at:  # the last step is logged twice
             return
-        if trainer.accelerator.is_main_process:
-            print_prompt_completions_sample(
-                logs["prompt"],
-                logs["completion"],
-                logs["rewards"],
-                logs["advantages"],
-                trainer.state.global_step,
-                trainer.num_completions_to_print or 4,
-                extra=dict(logs["extra"]),
-            )
+        if not trainer._logs["prompt"] or not trainer.accelerator.is_main_process:
+            return
+        chosen = samples.choose(trainer._logs, trainer.num_completions_to_print or 4)
+        samples.show(chosen, step)
+        first = self._shown_at is None
+        samples.append(trainer.args.output_dir, chosen, step, fresh=self._began_here, first=first)
+        self._shown_at = step
 
 
 def _scored(results: Sequence[GroupScore]) -> list[float]:

@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from reward.errors import GramError, SettingsError
+from rlhf import run_record
 from rlhf.run_record import write_run_record as write_run_record  # for recipes, which import all of this from here
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,10 +81,12 @@ def parse_args(
 
     Raises:
         SettingsError: a flag or a key of the file is unknown (the nearest names are offered), a value does not fit, a
-            required flag is missing, the file cannot be read, or a dataclass refuses its values.
+            required flag is missing, the file cannot be read, a dataclass refuses its values, or the package behind a
+            `report_to` is missing.
     """
     words, file_settings = _split_config(argv)  # first: a bad file is refused before the slow imports
 
+    from transformers import TrainingArguments
     from trl import TrlParser
 
     class Parser(TrlParser):
@@ -92,15 +95,18 @@ def parse_args(
 
     parser = Parser(dataclass_types, allow_abbrev=False)
     fields = {action.dest: action for action in parser._actions if action.dest != "help"}
-    for key, value in file_settings.pop("env", {}).items():
+    environment = file_settings.pop("env", {})
+    for key, value in environment.items():
         os.environ[str(key)] = str(value)
     machine = {"deepspeed": default_deepspeed_config(argv), **({"use_cpu": True, "bf16": False} if cpu_only() else {})}
     merged = {key: value for key, value in machine.items() if key in fields}
+    told = {"env": environment} if environment else {}
     for source, settings in (("the recipe's defaults", defaults or {}), ("the --config file", file_settings)):
         for key, value in settings.items():
             if key not in fields:
                 raise SettingsError(_unknown(key, source, fields))
             merged[key] = _as_default(fields[key], value, source)
+        told |= settings
     parser.set_defaults_with_config(**merged)
 
     if "local_rank" not in fields:  # the launcher's, inserted before our flags
@@ -109,9 +115,39 @@ def parse_args(
     for word in sorted(unknown, key=lambda word: not word.startswith("--")):  # flags before values that belong to none
         raise SettingsError(_unknown(word.partition("=")[0], "the command line", fields))
     try:
-        return parser.parse_args_into_dataclasses(args=words)
+        parsed = parser.parse_args_into_dataclasses(args=words)
     except ValueError as refusal:
         raise SettingsError(f"these settings were refused: {refusal}") from refusal
+    for group in parsed:
+        if isinstance(group, TrainingArguments):
+            _require_reporters(group.report_to)
+    run_record.told.clear()
+    run_record.told.update(told | _given(parser, words))
+    return parsed
+
+
+def _require_reporters(names: Sequence[str]) -> None:
+    """transformers would say it after the weights are loaded."""
+    from transformers.integrations import get_available_reporting_integrations, integration_utils
+
+    known, here = integration_utils.INTEGRATION_TO_CALLBACK, get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"--report_to {name} is unknown: choose none, all or some of {', '.join(known)}")
+        if name not in here:
+            extra = ' or pip install "gram-rlhf[track]"' if name in ("tensorboard", "trackio", "wandb") else ""
+            raise SettingsError(
+                f"--report_to {name} needs a package that is not installed: pip install {name}{extra}, or --report_to "
+                f"{here[0] if here else 'none'}"
+            )
+
+
+def _given(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
+    """What the command line itself says. The parser forgets its defaults for it: the last thing it is asked."""
+    parser._defaults.clear()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return vars(parser.parse_args(words))
 
 
 def start(argv: Sequence[str] | None = None) -> None:

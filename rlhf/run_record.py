@@ -1,6 +1,10 @@
-"""The record of a run: what it was told, with which versions, from which commit. Secrets stay out of it."""
+"""The record of a run: what it was told, with which versions, from which commit. Secrets stay out of it.
+
+`run.json` is for reading; `run.yaml` is what `--config` takes to start the same run again.
+"""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,14 +17,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = datetime.now(UTC)
 LIBRARIES = ("torch", "trl", "transformers", "deepspeed", "accelerate", "peft", "datasets")
-SECRET = re.compile(r"(token|password|secret|api_?key)$")  # names whose values are never written down
+# Names whose values are never written down; TRL's --eos_token and its like are none of them.
+SECRET = re.compile(r"(?<!eos_)(?<!bos_)(?<!pad_)(token|password|secret|api_?key)$")
+
+
+told: dict[str, Any] = {}  # by the recipe's defaults, the --config file and the command line; `parse_args` fills it
+_INPUTS = (
+    "model_name_or_path",
+    "reward_model",
+    "reward_ensemble",
+    "critic_model",
+    "dataset",
+    "eval_dataset",
+    "samples",
+)
+_NOT_OF_THE_RUN = {"resume_from_checkpoint", "local_rank"}  # started again, a run starts at its beginning
+_BLOCK, _BLOCKS = 2**20, 64
 
 
 def write_run_record(output_dir: str | Path, arguments: Sequence[Any], extra: Mapping[str, Any]) -> None:
-    """Writes `run.json` into `output_dir`, on rank 0: what this run was told, with which versions, from which commit.
+    """Writes `run.json` and `run.yaml` into `output_dir`, on rank 0.
+
+    `run.json` says what this run was told, with which versions, from which commit, on which data and models.
+    `run.yaml` holds the settings that `parse_args` was told, defaults of the recipe included and those of this machine
+    left out: with the same number of ranks in the same folder, `--config run.yaml` is the same run.
 
     `arguments` are dataclass instances; values whose name ends in token, password, secret or api_key are left out, on
     the command line too.
@@ -31,20 +56,82 @@ def write_run_record(output_dir: str | Path, arguments: Sequence[Any], extra: Ma
         type(group).__name__: {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
         for group in arguments
     }
-    seeds = [group["seed"] for group in settings.values() if "seed" in group]
+    flat = {name: value for group in settings.values() for name, value in group.items()}
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     record = {
         "started": STARTED.isoformat(timespec="seconds"),
         "command": _without_secret_words([sys.executable, *sys.argv]),
+        "folder": os.getcwd(),
         "commit": _commit(),
-        "seed": seeds[0] if seeds else None,
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "seed": flat.get("seed"),
+        "world_size": ranks,
         "versions": {"python": platform.python_version()} | {library: _version(library) for library in LIBRARIES},
+        "inputs": {name: _fingerprints(flat[name]) for name in _INPUTS if flat.get(name)},
         "settings": settings,
         **extra,
     }
     directory = Path(output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "run.json").write_text(json.dumps(_without_secrets(record), indent=2, default=str) + "\n")
+    _write(directory / "run.json", json.dumps(_without_secrets(record), indent=2, default=str) + "\n")
+    again = {name: value for name, value in told.items() if name not in _NOT_OF_THE_RUN}
+    again = json.loads(json.dumps(_without_secrets(again), default=str))
+    head = f"# Again, from {os.getcwd()} on {ranks} rank(s): {sys.argv[0]} --config {directory}/run.yaml\n"
+    _write(directory / "run.yaml", head + yaml.safe_dump(again, sort_keys=False, allow_unicode=True, width=1000))
+
+
+def _write(path: Path, text: str) -> None:
+    """Beside and renamed: a record is whole or absent, and the run that is started from it may write over it."""
+    beside = path.with_suffix(".unfinished")
+    beside.write_text(text, encoding="utf-8")
+    beside.rename(path)
+
+
+def _fingerprints(sources: str | Sequence[str]) -> dict[str, str | None]:
+    return {source: fingerprint(source) for source in ([sources] if isinstance(sources, str) else sources)}
+
+
+def fingerprint(source: str) -> str | None:
+    """What changes when a file, a folder or a repository of the hub does; None where nothing is known of it here.
+
+    Of a file a digest of name, size and content, above 64 MiB of 64 blocks of 1 MiB evenly over it: an edit between
+    them stays unseen, a file that was trained or sampled again does not. Of a folder its files', without sub-folders.
+    Of the hub the commit that is in the local cache.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _digest([path])
+    if path.is_dir():
+        return _digest(sorted(item for item in path.iterdir() if item.is_file()))
+    return _commit_of_hub(source)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= _BLOCK * _BLOCKS:
+                digest.update(file.read())
+                continue
+            for block in range(_BLOCKS):
+                file.seek((size - _BLOCK) * block // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def _commit_of_hub(name: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for kind, file in (("model", "config.json"), ("dataset", "README.md")):
+        try:
+            cached = try_to_load_from_cache(name, file, repo_type=kind)
+        except HFValidationError:  # no name of a repository
+            return None
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+    return None
 
 
 def _without_secrets(value: Any) -> Any:

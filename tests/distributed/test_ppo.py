@@ -38,12 +38,33 @@ def fixed_run(tmp_path, policy, ranks, launch=run_deepspeed, flags=()):
     return logs, policy, critic, read_lines(out / FILE_NAME)
 
 
-@pytest.mark.parametrize("launch", [run_deepspeed, torchrun], ids=["ZeRO-3", "DDP"])
-def test_two_ranks_take_the_steps_of_one(tmp_path, launch):
-    policy = save_toy_model(tmp_path / "policy")
-    one_log, one_policy, one_critic, one_watch = fixed_run(tmp_path, policy, 1)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The policy, and what three steps on one rank make of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    policy = save_toy_model(folder / "policy")
+    return policy, fixed_run(folder, policy, 1)
+
+
+def config(name):
+    return f"--deepspeed={REPOSITORY / 'ds_configs' / name}.json"
+
+
+@pytest.mark.parametrize(
+    ("launch", "flags"),
+    [
+        pytest.param(run_deepspeed, [], id="ZeRO-3"),
+        pytest.param(torchrun, [], id="DDP"),
+        # The files for GPUs, in float32; offloaded to the memory that this machine computes in anyway.
+        pytest.param(run_deepspeed, [config("zero2")], id="zero2", marks=pytest.mark.slow),
+        pytest.param(run_deepspeed, [config("zero3")], id="zero3", marks=pytest.mark.slow),
+        pytest.param(run_deepspeed, [config("zero3_offload")], id="zero3_offload", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_take_the_steps_of_one(tmp_path, alone, launch, flags):
+    policy, (one_log, one_policy, one_critic, one_watch) = alone
     in_two_parts = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=2"]
-    two_log, two_policy, two_critic, two_watch = fixed_run(tmp_path, policy, 2, launch, in_two_parts)
+    two_log, two_policy, two_critic, two_watch = fixed_run(tmp_path, policy, 2, launch, in_two_parts + flags)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
 
     assert set(two_log) == {0, 1}

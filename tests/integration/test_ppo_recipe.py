@@ -1,6 +1,7 @@
 """`recipes/ppo_gram.py` as a person starts it, on a toy policy and a toy judge."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,21 +50,34 @@ def run(command):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_yaml_file_is_a_run(toys, tmp_path):
+CLOCKS = ("seconds", "share/", "time", "per_second", "memory/", "train_loss")
+
+
+def outcome(out):
+    """The log without clocks, and the weights: what two runs alike agree on to the last bit."""
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    kept = [[name for name in row if not any(clock in name for clock in CLOCKS)] for row in history]
+    log = [{name: row[name] for name in names} for row, names in zip(history, kept, strict=True)]
+    return log, (out / "model.safetensors").read_bytes(), (out / "critic" / "model.safetensors").read_bytes()
+
+
+def test_a_yaml_file_is_a_run_and_its_record_is_the_same_run(toys, tmp_path):
+    out = tmp_path / "out"
     held_out = write_rows(tmp_path / "held_out.jsonl", [{"prompt": f"What is {topic}?"} for topic in TOPICS[:3]])
     more = {"eval_dataset": held_out, "reward_reference": "initial", "per_device_eval_batch_size": 2}
-    names = iter(flags(toys, tmp_path / "out", max_steps=4, save_strategy="steps", save_steps=1, **more))
+    more |= {"report_to": "tensorboard", "sample_steps": 1}
+    names = iter(flags(toys, out, max_steps=4, save_strategy="steps", save_steps=1, **more))
     lines = [f"{flag[2:]}: {value}" for flag, value in zip(names, names, strict=True)]
     (tmp_path / "run.yaml").write_text("\n".join(lines) + "\nlearning_rate: 1e-3\n")
     status, output = run([sys.executable, RECIPE, "--config", tmp_path / "run.yaml", "--max_steps", 2])
     assert status == 0, output[-3000:]
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record = json.loads((out / "run.json").read_text())
     assert record["settings"]["PPOConfig"]["max_steps"] == 2, "a flag wins over the file"
     assert record["settings"]["PPOConfig"]["learning_rate"] == 1e-3
     assert record["prompts"] == {"kept": 16, "dropped": 0, "rendering": "chat_template"}
-    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     assert 0 < history[0]["objective/scores"] < 1
-    card, facts, shown = check_card(tmp_path / "out")
+    card, facts, shown = check_card(out)
     assert card.data.tags == ["gram-rlhf", "ppo"], "not TRL's draft of a checkpoint"
     assert {"objective/scores", "objective/win_rate_vs_initial"} <= set(shown)
     assert "not computed" not in shown["objective/scores"] + shown["objective/win_rate_vs_initial"]
@@ -72,6 +86,32 @@ def test_a_yaml_file_is_a_run(toys, tmp_path):
     assert facts["judge's order policy"] == "every pair is judged in both orders and averaged"
     assert (facts["reference"], facts["prompts kept"]) == ("initial", "16")
     assert {"reward/gram/order_consistency", "reward/gram/label_mass", "reward/gram/truncated"} <= set(history[0])
+    assert len(record["judges"]["gram"]) == 64
+    assert {len(mark) for marks in record["inputs"].values() for mark in marks.values()} == {64}
+    assert list(record["inputs"]) == ["model_name_or_path", "reward_model", "dataset", "eval_dataset"]
+    log, *weights = outcome(out)
+    assert re.search(r"peak +together and the largest estimate +[\d,.]+ MiB", output)
+    assert 10**8 < history[0]["memory/peak_bytes"] <= history[1]["memory/peak_bytes"]
+
+    samples = (out / "samples.jsonl").read_text()
+    rows = [json.loads(line) for line in samples.splitlines()]
+    assert [row["step"] for row in rows] == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert {"prompt", "response", "reference", "score", "advantage"} < set(rows[0])
+    assert "Step 2 " in output, "the table"
+
+    status, output = run([sys.executable, RECIPE, "--config", out / "run.yaml"])
+    assert status == 0, output[-3000:]
+    again, *its_weights = outcome(out)
+    assert again == log and its_weights == weights
+    assert (out / "samples.jsonl").read_text() == samples, "a new run starts the file anew"
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (*_, events) = sorted(out.rglob("events.out.tfevents.*"))
+    curves = EventAccumulator(str(events)).Reload()
+    scores = {point.step: point.value for point in curves.Scalars("train/objective/scores")}
+    assert scores == pytest.approx({row["step"]: row["objective/scores"] for row in log if "objective/scores" in row})
+    assert {"train/value/loss", "train/memory/peak_bytes"} <= set(curves.Tags()["scalars"])
 
 
 def test_two_ranks_train_save_and_continue(toys, tmp_path):

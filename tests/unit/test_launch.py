@@ -245,6 +245,8 @@ def test_all_four_configurations_are_there():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_transformers_fills_in_every_auto_and_deepspeed_accepts_the_rest(path):
+    from deepspeed.runtime import constants
+    from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
@@ -264,6 +266,13 @@ def test_transformers_fills_in_every_auto_and_deepspeed_accepts_the_rest(path):
     assert zero.stage == (2 if path.stem == "zero2" else 3)
     fields = DeepSpeedZeroConfig.model_fields
     assert set(config["zero_optimization"]) <= {*fields, *(field.alias for field in fields.values())}
+    known = {value for value in vars(constants).values() if isinstance(value, str)}
+    assert set(config) <= known | {"zero_optimization"}, "DeepSpeed would not say that it does not know a name"
+    read = DeepSpeedConfig(filled.config)
+    assert (read.zero_enabled, read.zero_optimization_stage) == (True, zero.stage)
+    assert (read.train_micro_batch_size_per_gpu, read.gradient_clipping) == (8, 1.0)
+    offloads = [part.device for part in (zero.offload_param, zero.offload_optimizer) if part is not None]
+    assert offloads == (["cpu", "cpu"] if path.stem == "zero3_offload" else [])
 
 
 def test_the_cpu_configuration_needs_no_kernels_and_saves_whole_weights():

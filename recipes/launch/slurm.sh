@@ -1,0 +1,22 @@
+#!/bin/bash
+# sbatch --nodes 4 recipes/launch/slurm.sh recipes/ppo_gram.py --config recipes/configs/ppo_gram_qwen3.yaml
+# One launcher a node, GPUS_PER_NODE ranks each; run it in the repository, on a file system that all nodes share.
+#SBATCH --job-name gram-rlhf
+#SBATCH --ntasks-per-node 1
+#SBATCH --gpus-per-node 8
+#SBATCH --cpus-per-task 64
+#SBATCH --output runs/slurm-%j.log
+set -euo pipefail
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} # compute nodes seldom reach the hub: fetch models and data beforehand
+
+# srun starts this on every node; torchrun's ranks find each other at the first one. A job's own port, so that two jobs
+# on one node do not meet.
+srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_NNODES" \
+    --nproc_per_node "${GPUS_PER_NODE:-8}" \
+    --rdzv_id "$SLURM_JOB_ID" \
+    --rdzv_backend c10d \
+    --rdzv_endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" \
+    "$@" --deepspeed "${DEEPSPEED_CONFIG:-ds_configs/zero3.json}"

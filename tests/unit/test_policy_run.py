@@ -1,0 +1,70 @@
+"""What the policy recipes share beside their work: the memory plan's setup, fingerprints, the small world's record."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from trl import ModelConfig
+
+from reward.arguments import RewardArguments
+from reward.backends import Member, PairwiseReward, WeightedSum
+from reward.placement import TogetherReward
+from reward.types import GroupScore
+from rlhf import run_record
+from rlhf.memory import Setup
+from tests.conftest import REPOSITORY
+from tests.support import TableJudge
+
+
+@pytest.fixture
+def policy_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
+    import policy_run
+
+    return policy_run
+
+
+class Plain:
+    name = "plain"
+
+    def score(self, groups):
+        return [GroupScore((0.0,)) for _ in groups]
+
+
+def test_the_record_names_every_judge_by_its_fingerprint(policy_run):
+    pairwise = PairwiseReward(TableJudge(lambda a, b: 0.5, name="mark"))
+    assert policy_run.fingerprints(pairwise) == {"gram": "mark"}
+    together = TogetherReward(pairwise, SimpleNamespace())
+    both = WeightedSum([Member(1.0, together), Member(2.0, Plain())])
+    assert policy_run.fingerprints(both) == {"gram/gram": "mark", "plain/plain": None}
+
+
+def test_a_record_of_the_small_world_names_neither_model_nor_data(policy_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_run.small_world_cache, "ensure_built", lambda: tmp_path)
+    defaults = policy_run.small_world_defaults("ppo_small_world.yaml")
+    monkeypatch.setattr(run_record, "told", told := dict(defaults))
+    monkeypatch.setattr(policy_run, "told", told)
+    arguments = RewardArguments()
+    policy_run.prepare_small_world(arguments)
+    assert arguments.reward_model == str(tmp_path / "judge")
+    assert set(defaults) - set(told) == {"model_name_or_path", "dataset"}
+    assert not {"model_name_or_path", "dataset"} & set(told), "else the next run would be one of real models"
+
+
+@pytest.mark.parametrize(
+    ("file", "bf16", "dtype", "wanted"),
+    [
+        (None, False, None, Setup()),
+        (None, True, None, Setup(autocast=True)),
+        (None, True, "bfloat16", Setup(weight_bytes=2)),
+        ("zero2", True, None, Setup(zero_stage=2, weight_bytes=2)),
+        ("zero3", False, None, Setup(zero_stage=3)),
+        ("zero3_offload", True, None, Setup(zero_stage=3, weight_bytes=2, offload=True)),
+    ],
+)
+def test_the_setup_is_read_from_flags_and_deepspeeds_file(policy_run, file, bf16, dtype, wanted):
+    settings = {} if file is None else json.loads((REPOSITORY / "ds_configs" / f"{file}.json").read_text())
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(get_value=settings.get)) if settings else None
+    args = SimpleNamespace(bf16=bf16, fp16=False, world_size=4, deepspeed_plugin=plugin)
+    assert policy_run._setup(args, ModelConfig(dtype=dtype)) == replace(wanted, ranks=4)
