@@ -63,10 +63,9 @@ def test_flags_win_over_the_file_over_the_recipe_and_lead_to_the_same_settings(r
 def test_secrets_and_the_checkpoint_stay_out(run, tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "")
     (tmp_path / "in.yaml").write_text("env: {SOME_TOKEN: abc123, OTHER: '1'}\n")
-    _, path = run(
-        "--config", tmp_path / "in.yaml", "--hub_token", "abc123", "--resume_from_checkpoint", "c", "--seed=3"
-    )
-    assert yaml.safe_load(path.read_text()) == {"env": {"OTHER": "1"}, "seed": 3}
+    words = ["--hub_token", "abc123", "--resume_from_checkpoint", "c", "--pad_token", "<p>"]
+    _, path = run("--config", tmp_path / "in.yaml", *words)
+    assert yaml.safe_load(path.read_text()) == {"env": {"OTHER": "1"}, "pad_token": "<p>"}, "that one is no secret"
     assert "abc123" not in (path.parent / "run.json").read_text()
 
 

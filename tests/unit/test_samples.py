@@ -61,8 +61,8 @@ def test_a_resumed_run_repeats_no_row_and_a_new_one_starts_anew(tmp_path):
         (2, "b\u2028"),
         (4, "again"),
     ]
-    append(tmp_path, 2, fresh=True, first=True)
-    assert [row["step"] for row in rows(tmp_path)] == [2]
+    append(tmp_path, 6, fresh=True, first=True)
+    assert [row["step"] for row in rows(tmp_path)] == [6]
     assert [path.name for path in tmp_path.iterdir()] == [samples.FILE]
 
 
