@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,8 @@ def test_tiles_of_logits_stop_growing_and_so_do_gathered_weights():
     assert rows["critic's update"] == kept + 2 * 10**9
     assert rows["optimizer step"] == 4 * 10**9
     assert rows["rollout"] > 8 * 10**9, "the policy whole"
+    zero2 = {row.model: row.bytes_per_rank for row in phases(large, replace(zero3, zero_stage=2), **settings)}
+    assert zero2["optimizer step"] == 8 * 10**9, "ZeRO-2 knows no groups"
     rows = {row.model: row.bytes_per_rank for row in phases(large, zero3, **settings, gathers=False)}
     assert 2 * 10**9 < rows["rollout"] < 2.1 * 10**9
 
