@@ -8,7 +8,7 @@
 #SBATCH --output runs/slurm-%j.log
 set -euo pipefail
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} # compute nodes seldom reach the hub: fetch models and data beforehand
 
 # srun starts this on every node; torchrun's ranks find each other at the first one. A job's own port, so that two jobs
@@ -18,5 +18,5 @@ srun --kill-on-bad-exit=1 torchrun \
     --nproc_per_node "${GPUS_PER_NODE:-8}" \
     --rdzv_id "$SLURM_JOB_ID" \
     --rdzv_backend c10d \
-    --rdzv_endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" \
+    --rdzv_endpoint "${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))" \
     "$@" --deepspeed "${DEEPSPEED_CONFIG:-ds_configs/zero3.json}"
