@@ -6,23 +6,26 @@ from functools import partial
 from pathlib import Path
 
 import small_world_cache
+import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer, ModelConfig
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
 from reward.backends import PairwiseReward, WeightedSum
 from reward.config import Reward, RewardArguments, Run, build_reward, check_reward, plan_reward
 from reward.errors import SettingsError
 from reward.model_card import read_record, render_card, reward_facts, save_card
-from reward.placement import TogetherReward, parameter_count
+from reward.placement import TogetherReward, parameter_count, whole
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
 from reward.training.data import read_prompts
 from reward.trl_signature import require_whole_groups
 from reward.types import Fingerprinted, RewardBackend
 from rlhf.launch import explicit_flags
-from rlhf.memory import Setup, phases, render, shape_of, training_plan
+from rlhf.memory import Adapter, Setup, phases, render, shape_of, training_plan
+from rlhf.ppo_config import PPOConfig
 from rlhf.prompts import PolicyPrompts, fit_prompts
 from rlhf.run_record import told
 
@@ -175,7 +178,14 @@ def print_plan(
     config = _policy_config(args, model_args)
     count = parameter_count(config, args.trust_remote_code)
     setup = _setup(args, model_args)
-    models = training_plan(policy=count, critic=count if critic else None, initial_policy=initial_policy, setup=setup)
+    models = training_plan(
+        policy=count,
+        critic=count if critic else None,
+        initial_policy=initial_policy,
+        setup=setup,
+        adapter=_adapter(config, args, model_args),
+        critic_full=isinstance(args, PPOConfig) and args.critic_full,
+    )
     on_top = phases(
         shape_of(config, count),
         setup,
@@ -205,6 +215,20 @@ def _setup(args: GRPOConfig, model_args: ModelConfig) -> Setup:
         weight_bytes=2 if half else 4,
         offload=zero.get("offload_param", {}).get("device", "none") != "none",
     )
+
+
+def _adapter(config, args: GRPOConfig, model_args: ModelConfig) -> Adapter | None:
+    """What `--use_peft` adds, counted on a model without memory."""
+    if not model_args.use_peft:
+        return None
+    bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
+    with whole(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.trust_remote_code)
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+        embeddings = {id(layer.weight): layer.weight for layer in layers}  # one where they are tied
+        adapted = get_peft_model(model, get_peft_config(model_args), autocast_adapter_dtype=False)
+    trained, _ = adapted.get_nb_trainable_parameters()
+    return Adapter(trained, bits, sum(weight.numel() for weight in embeddings.values()))
 
 
 def _policy_config(args: GRPOConfig, model_args: ModelConfig):

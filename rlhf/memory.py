@@ -98,16 +98,52 @@ def frozen_bytes(parameters: int, setup: Setup) -> tuple[int, int]:
     return (0, size) if setup.offload else (size, 0)
 
 
-def training_plan(*, policy: int, critic: int | None, initial_policy: bool, setup: Setup) -> list[Placed]:
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA: what is trained beside weights that stand still. parameters: of one adapter. bits: of a quantised weight
+    below it (QLoRA), None where they are whole; embeddings are never quantised, `embedding` parameters.
+    """
+
+    parameters: int
+    bits: int | None = None
+    embedding: int = 0
+
+    def bytes(self, parameters: int, setup: Setup) -> tuple[int, int]:
+        """(device, host) bytes on one rank of a model of `parameters` with this adapter."""
+        below = frozen_bytes(parameters, setup)
+        if self.bits is not None:  # a float32 scale for each 64 weights comes on top; no rank has a part alone
+            packed = (parameters - self.embedding) * (self.bits / 8 + _FLOAT32 / 64)
+            below = (int(packed) + self.embedding * setup.weight_bytes, 0)
+        device, host = trained_bytes(self.parameters, setup)
+        return below[0] + device, below[1] + host
+
+
+def training_plan(
+    *,
+    policy: int,
+    critic: int | None,
+    initial_policy: bool,
+    setup: Setup,
+    adapter: Adapter | None = None,
+    critic_full: bool = False,
+) -> list[Placed]:
     """Policy, critic and frozen initial policy.
 
     Args:
-        policy, critic: numbers of parameters; None where there is no critic. All are trained in full.
+        policy, critic: numbers of parameters; None where there is no critic.
         initial_policy: whether a frozen copy of the policy is kept.
+        adapter: trained in place of all weights, of the policy and (unless `critic_full`) of the critic.
     """
-    plan = [Placed("policy", _where(setup), *trained_bytes(policy, setup))]
+
+    def placed(name: str, parameters: int, small: Adapter | None) -> Placed:
+        if small is None:
+            return Placed(name, _where(setup), *trained_bytes(parameters, setup))
+        below = "whole" if small.bits is None else f"{small.bits}-bit"
+        return Placed(name, f"{_where(setup)}, LoRA on {below} weights", *small.bytes(parameters, setup))
+
+    plan = [placed("policy", policy, adapter)]
     if critic is not None:
-        plan.append(Placed("critic", _where(setup), *trained_bytes(critic, setup)))
+        plan.append(placed("critic", critic, None if critic_full else adapter))
     if initial_policy:
         where = _where(setup) if setup.zero_stage == 3 else "replicated"
         plan.append(Placed("initial policy", f"{where}, frozen", *frozen_bytes(policy, setup)))

@@ -11,6 +11,7 @@ from transformers import GPT2Config, LlamaConfig, LlamaModel, Qwen3Config
 
 from reward.types import Placed
 from rlhf.memory import (
+    Adapter,
     Setup,
     Shape,
     activation_bytes,
@@ -47,6 +48,22 @@ def plan(*, critic=None, initial_policy=False, **setup):
 def test_bytes_of_a_trained_parameter_on_one_of_two_ranks(zero_stage, weight_bytes, wanted):
     (policy,) = plan(zero_stage=zero_stage, weight_bytes=weight_bytes)
     assert (policy.bytes_per_rank, policy.host_bytes) == (wanted * MILLION, 0)
+
+
+def test_with_lora_the_weights_stand_still_and_the_adapter_is_trained():
+    setup = Setup(ranks=2)
+    of = {"policy": MILLION, "critic": MILLION, "initial_policy": False, "setup": setup}
+    policy, critic = training_plan(**of, adapter=Adapter(10_000))
+    assert policy.bytes_per_rank == critic.bytes_per_rank == 4 * MILLION + 20 * 10_000
+    assert policy.where == "replicated, LoRA on whole weights"
+    policy, critic = training_plan(**of, adapter=Adapter(10_000), critic_full=True)
+    assert (policy.bytes_per_rank, critic.bytes_per_rank) == (4 * MILLION + 20 * 10_000, 20 * MILLION)
+    (policy, _) = training_plan(**of, adapter=Adapter(10_000, bits=4, embedding=100_000))
+    assert policy.bytes_per_rank == 900_000 // 2 + 900_000 // 16 + 400_000 + 200_000  # a float32 scale for 64 weights
+    assert policy.where == "replicated, LoRA on 4-bit weights"
+    sharded = Setup(zero_stage=3, ranks=2, weight_bytes=2)
+    (policy,) = training_plan(policy=MILLION, critic=None, initial_policy=False, setup=sharded, adapter=Adapter(10_000))
+    assert policy.bytes_per_rank == 1 * MILLION + 8 * 10_000
 
 
 def test_one_rank_has_no_buckets():

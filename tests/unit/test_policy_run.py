@@ -5,16 +5,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from trl import ModelConfig
+from peft import get_peft_model
+from trl import ModelConfig, get_peft_config
 
 from reward.arguments import RewardArguments
 from reward.backends import Member, PairwiseReward, WeightedSum
 from reward.placement import TogetherReward
 from reward.types import GroupScore
 from rlhf import run_record
-from rlhf.memory import Setup
+from rlhf.memory import Adapter, Setup
 from tests.conftest import REPOSITORY
-from tests.support import TableJudge
+from tests.support import TableJudge, tiny_model
 
 
 @pytest.fixture
@@ -68,3 +69,16 @@ def test_the_setup_is_read_from_flags_and_deepspeeds_file(policy_run, file, bf16
     plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(get_value=settings.get)) if settings else None
     args = SimpleNamespace(bf16=bf16, fp16=False, world_size=4, deepspeed_plugin=plugin)
     assert policy_run._setup(args, ModelConfig(dtype=dtype)) == replace(wanted, ranks=4)
+
+
+def test_the_plan_counts_what_an_adapter_trains(policy_run, tmp_path):
+    model = tiny_model("llama")
+    flags = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
+    args = SimpleNamespace(trust_remote_code=False)
+    plan = policy_run._adapter(model.config, args, ModelConfig(**flags, load_in_4bit=True))
+    trained, _ = get_peft_model(
+        tiny_model("llama"), get_peft_config(ModelConfig(**flags))
+    ).get_nb_trainable_parameters()
+    embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    assert plan == Adapter(trained, 4, sum(weight.numel() for weight in embeddings))
+    assert policy_run._adapter(model.config, args, ModelConfig()) is None
