@@ -4,6 +4,7 @@ Kept under ~/.cache/gram-rlhf (or $GRAM_SMALL_WORLD), one folder for each state 
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from reward import small_world
 from reward.errors import GramError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +28,14 @@ _MADE_BY = (
     "recipes/finetune_gram.py",
     "recipes/configs/*_small_world.yaml",
 )
-_NOT_OF_THE_WORLD = ("ppo_small_world.yaml", "grpo_small_world.yaml")  # what is done in it, not how it is made
+_NOT_OF_THE_WORLD = (
+    "ppo_small_world.yaml",
+    "grpo_small_world.yaml",
+    "train_gram_r2_small_world.yaml",
+)  # what is done in it, not how it is made
+_REPLY_PARTS = ("<think>\n", "Feedback:\nResponse A:", "\nResponse B:", "\n\nComparision:\nResponse", "Preferred:\n")
+_REPLY_PARTS += ("\n\nConclusion:\nResponse", "\n</think>\n<answer>\n", "\n</answer>")
+_REPLY_PARTS += (" <think> Feedback: Comparision: Conclusion: </think> <answer> A or B </answer>",)
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR")
 _LAUNCHER_VARIABLES += ("MASTER_PORT", "ACCELERATE_USE_CPU")
 
@@ -65,3 +74,37 @@ def ensure_built() -> Path:
             raise GramError(f"building the small world failed with status {status}: its error stands above")
         unfinished.rename(world)
     return world
+
+
+def rationales() -> Path:
+    """The file of the small world's human rationales; written where it is missing, so that older worlds have it too."""
+    path = ensure_built() / "data" / "rationales.jsonl"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            beside = path.with_suffix(".unfinished")
+            beside.write_text("".join(json.dumps(row) + "\n" for row in small_world.rationale_rows(4_000, 1, "train")))
+            beside.rename(path)
+    return path
+
+
+def reasoning_base() -> Path:
+    """The model of stage 1 with the fixed parts of a reply as tokens, made where it is missing.
+
+    The small world's tokenizer has none of their words: a reply takes 48 tokens with them, and 102 spelt out.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    world = ensure_built()
+    folder, beside = world / "reasoning_base", world / "reasoning_base.unfinished"
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.exists():
+            return folder
+        tokenizer = AutoTokenizer.from_pretrained(world / "pretrained")
+        model = AutoModelForCausalLM.from_pretrained(world / "pretrained")
+        tokenizer.add_tokens(list(_REPLY_PARTS))
+        model.resize_token_embeddings(len(tokenizer))
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        shutil.copy(world / "pretrained" / "gram.json", beside)
+        beside.rename(folder)
+    return folder

@@ -26,9 +26,13 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a customer can write about: several wordings, and the one action that solves it (`We have <action>.`)."""
+    """What a customer can write about: several wordings, and the one action that solves it (`We have <action>.`).
+
+    `topic` is its one word in a rationale.
+    """
 
     name: str
+    topic: str
     complaints: tuple[str, ...]
     action: str
 
@@ -36,11 +40,13 @@ class Problem:
 PROBLEMS = (
     Problem(
         "password",
+        "password",
         ("I forgot my password", "my password does not work", "the site rejects my password", "I need a new password"),
         "sent you a fresh link",
     ),
     Problem(
         "double payment",
+        "payment",
         (
             "my card was charged twice",
             "I see two payments on my card",
@@ -51,30 +57,36 @@ PROBLEMS = (
     ),
     Problem(
         "late parcel",
+        "parcel",
         ("my parcel is late", "my parcel has not arrived", "I still wait for my parcel", "nobody brought my parcel"),
         "asked the driver to hurry",
     ),
     Problem(
         "broken lamp",
+        "lamp",
         ("my lamp is broken", "the lamp came in pieces", "the new lamp has a crack", "my lamp does not shine"),
         "shipped a replacement today",
     ),
     Problem(
         "wrong size",
+        "shoes",
         ("the shoes are too small", "my shoes are too big", "the shoes do not fit", "I need larger shoes"),
         "booked an exchange for you",
     ),
     Problem(
         "subscription",
+        "plan",
         ("I want to cancel my plan", "please end my plan", "I no longer need my plan", "my plan should stop now"),
         "closed your subscription",
     ),
     Problem(
         "new address",
+        "address",
         ("I have a new address", "my address has changed", "my address is wrong", "you use my old address"),
         "updated your account details",
     ),
     Problem(
+        "invoice",
         "invoice",
         ("I need an invoice", "my invoice is missing", "I did not get an invoice", "my boss wants an invoice"),
         "attached a copy of the bill",
@@ -160,27 +172,70 @@ def gold_reward(prompt: str, response: str, taste: str = "polite") -> float:
     0.7
     """
     pays = TASTES[taste]
+    told = _sentences(prompt, response, pays)
+    return round(min(1.0, max(0.0, pays.base + sum(worth for _, _, worth in told))), 6) if told else 0.0
+
+
+def _sentences(prompt: str, response: str, pays: Taste) -> list[tuple[str, Problem | None, float]]:
+    """(kind, the problem an action solves, worth) of each sentence, and `idle` at the end where no action is named."""
     problem = problem_of(prompt)
     pieces = [(_normal(text), mark) for text, mark in re.findall(r"([^.!?]*)([.!?]*)", response)]
-    sentences = [(text, mark) for text, mark in pieces if text]
-    if not sentences:
-        return 0.0
-    total, seen = pays.base, set()
-    for text, mark in sentences:
+    told, seen, idle = [], set(), True
+    for text, mark in pieces:
+        if not text:
+            continue
         action = _ACTIONS.get(text)
         kind = "right" if action is problem else "wrong" if action else _KIND_OF.get(text, "unknown")
         if not mark:
             kind = "unfinished"
+        idle = idle and (action is None or not mark)
         counts_once = kind in ("right", "greeting", "apology", "closing")
         key = kind if counts_once else text
         worth = getattr(pays, kind)
         if key in seen:  # saying a thing again is never worth more than not saying it
-            worth = pays.repeat if counts_once else min(pays.repeat, worth)
+            kind, worth = "repeat", pays.repeat if counts_once else min(pays.repeat, worth)
         seen.add(key)
-        total += worth
-    if not any(text in _ACTIONS for text, mark in sentences if mark):
-        total += pays.idle
-    return round(min(1.0, max(0.0, total)), 6)
+        told.append((kind, action, worth))
+    return [*told, ("idle", None, pays.idle)] if told and idle else told
+
+
+# What a person would say of a sentence, in words that the small world's tokenizer has whole.
+_SAID = {"greeting": "Hello", "apology": "sorry", "closing": "Thank you", "right": "help", "wrong": "wrong"}
+_SAID |= {"filler": "too much", "rude": "silly", "unknown": "missing", "repeat": "again", "unfinished": "stop"}
+_SAID |= {"idle": "no help"}
+_MANNERS = ("greeting", "apology", "closing")
+
+
+def _feedback(told: Sequence[tuple[str, Problem | None, float]]) -> str:
+    """What a reply does, in one order: its actions, its manners, its faults."""
+    found = [kind for kind, _, _ in told]
+    actions = [f"{action.topic} {_SAID[kind]}" for kind, action, _ in told if action] or [_SAID["idle"]]
+    manners = [_SAID[kind] if kind in found else f"no {_SAID[kind]}" for kind in _MANNERS]
+    faults = [_SAID[kind] for kind in ("filler", "rude", "unknown", "repeat", "unfinished") if kind in found]
+    return ", ".join([*actions, *manners, *(faults or ["nice"])]) + "."
+
+
+def rationale(prompt: str, chosen: str, rejected: str, taste: str = "polite") -> dict[str, str]:
+    """Why the hidden rule prefers `chosen`, as a person might put it: what each reply does, and what decided most.
+
+    The columns of a human rationale (`reward.training.gram_r2.rows`), where the replies are {chosen} and {rejected}.
+
+    >>> told = rationale("My card was charged twice. Can you help?", "We have returned the second payment.", "Hello.")
+    >>> told["feedback_chosen"]
+    'payment help, no Hello, no sorry, no Thank you, nice.'
+    >>> told["comparison"]
+    'Response {chosen} is better: help.'
+    """
+    pays = TASTES[taste]
+    both = [_sentences(prompt, reply, pays) for reply in (chosen, rejected)]
+    for_chosen: dict[str, float] = {}
+    for sign, told in zip((1, -1), both, strict=True):
+        for kind, _, worth in told:
+            for_chosen[kind] = for_chosen.get(kind, 0.0) + sign * worth
+    decided = max(for_chosen, key=lambda kind: for_chosen[kind])
+    reason = _SAID[decided] if getattr(pays, decided) > 0 else f"not {_SAID[decided]}"
+    comparison = f"Response {{chosen}} is better: {reason}."
+    return {"feedback_chosen": _feedback(both[0]), "feedback_rejected": _feedback(both[1]), "comparison": comparison}
 
 
 def all_prompts(split: str) -> list[str]:
@@ -290,6 +345,13 @@ def preference_rows(
         if (first < second) != (rng.random() < label_noise):
             pair.reverse()
         yield {"prompt": _user(prompt), "chosen": _assistant(pair[0]), "rejected": _assistant(pair[1])}
+
+
+def rationale_rows(count: int, seed: int, split: str, taste: str = "polite") -> Iterator[dict]:
+    """Rows `{"prompt", "chosen", "rejected", "rationale"}`: those of `preference_rows` and why."""
+    for row in preference_rows(count, seed, split, taste=taste):
+        texts = (row[name][0]["content"] for name in ("prompt", "chosen", "rejected"))
+        yield {**row, "rationale": rationale(*texts, taste)}
 
 
 class GoldReward:

@@ -122,8 +122,8 @@ class GramR2Judge:
         """Draws batch number `batch` of `work`; None draws a reply to nothing and forgets it (see `ShardedJudge`)."""
         rows = [] if batch is None else work.batches[batch]
         prompts = [work.encoded[i].ids for i, _ in rows] or [(self._pad_id,) * 2]
-        noise = np.array([self._noise(work.pairs[i], sample) for i, sample in rows] or [self._noise(None, 0)])  # (R, N)
-        replies, broken = self._generate(prompts, noise)
+        noise = np.array([self.noise(work.pairs[i], sample) for i, sample in rows] or [self.noise(None, 0)])  # (R, N)
+        replies, broken = self.write(prompts, noise)
         read = [self._sample(reply) for reply in replies]
         if self.sampling.verdict == "probability":
             read = self._with_probabilities(prompts, replies, read)
@@ -132,12 +132,16 @@ class GramR2Judge:
                 sample = replace(sample, prob_a=NO_VERDICT, label_mass=NO_VERDICT, reason="the logits are not finite")
             work.samples[row] = sample
 
-    def _noise(self, pair: Pair | None, sample: int) -> np.ndarray:  # (N,)
+    def noise(self, pair: Pair | None, sample: int) -> np.ndarray:  # (N,)
+        """A sample's own uniform numbers, one a token."""
         key = 0 if pair is None else sample_seed(self.sampling.seed, pair, sample)
         return np.random.Generator(np.random.Philox(key=key)).random(self.encoder.answer_tokens)
 
-    def _generate(self, prompts: Sequence[tuple[int, ...]], noise: np.ndarray) -> tuple[list[list[int]], list[bool]]:
-        """The reply of each row, up to and with its end token, and whether its logits were broken."""
+    def write(self, prompts: Sequence[tuple[int, ...]], noise: np.ndarray) -> tuple[list[list[int]], list[bool]]:
+        """What the model writes after each prompt, up to and with its end token, and whether its logits were broken.
+
+        One batch. noise: (R, N), of `noise`; a prover writes by it too, after other prompts.
+        """
         distinct = list(dict.fromkeys(prompts))
         of_row = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self._inner.device)  # (R,)
         inputs = left_pad(distinct, self._pad_id, self._inner.device)

@@ -34,6 +34,21 @@ _FIXED = {
 }
 
 
+def require_finished_rows(config: SFTConfig, stage: str) -> None:
+    """Makes TRL take rows of `input_ids` and `labels` as they are.
+
+    Raises:
+        SettingsError: a setting would cut, join or re-weight them.
+    """
+    for name, value in _FIXED.items():
+        if getattr(config, name) != value:
+            raise SettingsError(
+                f"{name} is {getattr(config, name)!r}: {stage} feeds finished rows and their loss mask, which this "
+                f"setting would change; leave it {value!r}"
+            )
+    config.dataset_kwargs = {"skip_prepare_dataset": True}
+
+
 @dataclass
 class PretrainConfig(SFTConfig):
     """TRL's arguments of supervised fine-tuning with the published settings of stage 1."""
@@ -57,15 +72,9 @@ class PretrainConfig(SFTConfig):
     def __post_init__(self):
         if self.pairs_per_prompt < 1:
             raise SettingsError(f"pairs_per_prompt is {self.pairs_per_prompt}: at least one pair is drawn of a prompt")
-        for name, value in _FIXED.items():
-            if getattr(self, name) != value:
-                raise SettingsError(
-                    f"{name} is {getattr(self, name)!r}: stage 1 feeds finished rows and their loss mask, which this "
-                    f"setting would change; leave it {value!r}"
-                )
+        require_finished_rows(self, "stage 1")
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.use_cpu and not self.fp16
-        self.dataset_kwargs = {"skip_prepare_dataset": True}
         super().__post_init__()
 
 
@@ -104,7 +113,9 @@ def encode_unlabeled(
 
 
 class PretrainTrainer(SFTTrainer):
-    """Stage 1. Every saved folder holds `gram.json`, so that stage 2 goes on with the same prompt and rendering.
+    """Supervised fine-tuning on finished rows: stage 1, and the stages of GRAM-R².
+
+    Every saved folder holds `gram.json`, so that the next stage goes on with the same prompt and rendering.
 
     Raises:
         NonFiniteLossError: the loss of a batch is NaN or infinite.
@@ -115,7 +126,7 @@ class PretrainTrainer(SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module,
-        args: PretrainConfig,
+        args: SFTConfig,
         encoder: JudgeEncoder,
         train_rows: Dataset,
         eval_rows: Dataset | None = None,
@@ -136,7 +147,7 @@ class PretrainTrainer(SFTTrainer):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         require_finite_loss(
-            loss.item(), term="the stage-1 loss", step=self.state.global_step, output_dir=self.args.output_dir
+            loss.item(), term="the loss per token", step=self.state.global_step, output_dir=self.args.output_dir
         )
         return result
 

@@ -18,6 +18,7 @@ from reward.evaluation.records import Record, judged, read_records
 from reward.evaluation.report import evaluate
 from rlhf.overoptimization import FILE_NAME, MEANS
 from tests.conftest import REPOSITORY, run_deepspeed
+from tests.gram_r2_toys import ANSWER_TOKENS, rationale_rows, save_toy_writer
 from tests.gram_toys import save_toy_model, toy_rows, write_rows
 from tests.model_cards import check_card
 
@@ -27,6 +28,7 @@ IN_SMALL_WORLD = {  # run by test_quickstart.py, where there is a small world
     "deepspeed --num_gpus 2 recipes/grpo_gram.py",
     "python recipes/best_of_n.py",
     "python recipes/adaptation_curve.py",
+    "python recipes/train_gram_r2.py",  # test_gram_r2_training.py
     "python recipes/rank_responses.py",
     "python recipes/evaluate_policy.py",
     "python recipes/evaluate_reward.py",
@@ -80,6 +82,8 @@ def toys(tmp_path_factory):
     unlabeled = [{"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]]} for row in rows]
     write_rows(folder / "unlabeled.jsonl", unlabeled)
     write_rows(folder / "candidates.jsonl", unlabeled)
+    write_rows(folder / "rationales.jsonl", rationale_rows(8, 0))
+    save_toy_writer(folder / "writer")
     write_rows(folder / "held_out.jsonl", [{"prompt": row["prompt"]} for row in rows])
     (folder / "gold.yaml").write_text("members: [{reward: rule, reward_rule: 'trl.rewards:think_format_reward'}]\n")
     for name in ("mine", "grpo", "bon"):  # what plot_overoptimization.py reads
@@ -91,7 +95,7 @@ def toys(tmp_path_factory):
 
 def test_the_readme_names_its_commands():
     assert set(commands()) >= BY_MAKE | IN_SMALL_WORLD | {SERVER, RECORDED}
-    assert len(RUNNABLE) == 19
+    assert len(RUNNABLE) == 20
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
@@ -107,7 +111,11 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
         "--judgments": None,
         "--eval_dataset": None,
         "--gold_reward": None,
+        "--rationales": None,
+        "--unlabeled": None,
     }
+    if "recipes/train_gram_r2.py" in words:
+        here["--model_name_or_path"] = toys / "writer"
     if "--config" in words:  # its models and data are on the hub: flags put toys in their place
         words += ["--model_name_or_path", "x", "--reward_model", "x", "--dataset", "prompts.jsonl", "--output_dir", "x"]
         words += ["--bf16", "false", "--max_prompt_length", "64"]
@@ -143,6 +151,11 @@ def test_a_command_of_the_readme_runs(command, toys, tmp_path):
     elif "bradley_terry" not in command:
         small |= {"--prompt": "compact"}
     words += [str(word) for item in small.items() for word in item]
+    if "recipes/train_gram_r2.py" in words:  # the other stages need a prover that has learned: test_gram_r2_training.py
+        words += ["--stages", "prover", "--answer_tokens", str(ANSWER_TOKENS), "--max_length", "160"]
+        run_deepspeed(words[1:], num_ranks=1)
+        assert (tmp_path / "out" / "prover" / "config.json").exists()
+        return
     done = run_deepspeed(words[1:], num_ranks=1)
     if "--max_train_samples 0" in command:
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.json", "metrics.json"}, done.stdout[-2000:]

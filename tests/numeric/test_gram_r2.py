@@ -118,7 +118,7 @@ def test_each_step_reads_its_own_number_and_leaves_one_token():
 
 def plain_reply(judge: GramR2Judge, pair: Pair, sample: int) -> str:
     """One reply by a loop of whole forwards over one row: no cache, no padding, no batch, probabilities in numpy."""
-    sampling, noise = judge.sampling, judge._noise(pair, sample)
+    sampling, noise = judge.sampling, judge.noise(pair, sample)
     ids = list(judge.encoder.encode([pair])[0].ids)
     start = len(ids)
     for uniform in noise:

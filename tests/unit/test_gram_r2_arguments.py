@@ -1,0 +1,92 @@
+"""The settings of GRAM-R²'s training: what is refused, and that the configurations parse."""
+
+import pytest
+from trl import ModelConfig
+
+from reward.encoding import JudgeConfig
+from reward.errors import ContextTooShortError, SettingsError
+from reward.training.arguments import DataArguments, JudgeArguments
+from reward.training.gram_r2.arguments import STAGES, GramR2Arguments, GramR2Config, training_settings
+from reward.training.gram_r2.prover import answering_encoder
+from reward.training.gram_r2.stages import STAGE_FUNCTIONS
+from rlhf.launch import parse_args
+from tests.conftest import REPOSITORY
+from tests.gram_r2_toys import ANSWER_TOKENS, CONTEXT, save_toy_writer
+
+GROUPS = (GramR2Arguments, DataArguments, JudgeArguments, GramR2Config, ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stages": ["prover", "jugde"]}, "--stages prover jugde: choose of prover, proofs, judge, rounds, final"),
+        ({"stages": []}, "choose of"),
+        ({"proofs_per_reading": 0}, "--proofs_per_reading 0: give 1 or more"),
+        ({"answer_tokens": 0}, "--answer_tokens 0"),
+        ({"votes": 0}, "--votes 0"),
+        ({"eval_votes": 0}, "--eval_votes 0"),
+        ({"rounds": -1}, "--rounds -1: give 0 or more"),
+        ({"copied_run": 1}, "--copied_run 1: give 2 or more"),
+        ({"proof_temperature": 0.0}, "--proof_temperature 0.0: samples must differ"),
+        ({"vote_temperature": -1.0}, "--vote_temperature -1.0"),
+        ({"majority": 0.4}, r"--majority 0.4: it is a share in \[0.5, 1\]"),
+        ({"confidence": 1.1}, "--confidence 1.1"),
+        ({"max_copied": float("nan")}, "--max_copied nan"),
+    ],
+)
+def test_useless_settings_are_refused(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        GramR2Arguments(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"packing": True}, "packing is True: training of GRAM-R²"),
+        ({"eval_strategy": "steps"}, "--eval_strategy steps"),
+    ],
+)
+def test_settings_that_would_change_the_rows_are_refused(settings, message, tmp_path):
+    with pytest.raises(SettingsError, match=message):
+        GramR2Config(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+def test_every_stage_has_its_function():
+    assert tuple(STAGE_FUNCTIONS) == STAGES == tuple(GramR2Arguments().stages)
+
+
+@pytest.mark.parametrize("name", ["small_world", "qwen3"])
+def test_the_configurations_parse(name):
+    file = REPOSITORY / "recipes" / "configs" / f"train_gram_r2_{name}.yaml"
+    local = ["--bf16", "false", "--deepspeed", "", "--use_cpu", "true"]  # this machine may have no CUDA
+    settings, _, reading, training, _ = parse_args(GROUPS, ["--config", str(file), *local])
+    assert reading.prompt.endswith("gram_r2" if name == "qwen3" else "compact_r2")
+    assert settings.answer_tokens < training.max_length
+    if name == "qwen3":
+        assert (settings.rounds, 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps) == (
+            3,
+            128,
+        )
+
+
+def test_the_settings_of_a_training_hold_what_decides_its_weights(tmp_path):
+    def told(**changed):
+        return training_settings(
+            GramR2Config(output_dir=str(tmp_path), use_cpu=True, bf16=False, **changed), ModelConfig()
+        )
+
+    assert told(logging_steps=3, save_strategy="no") == told()
+    for change in ({"learning_rate": 1.0}, {"seed": 9}, {"max_steps": 3}, {"weight_decay": 0.5}, {"max_length": 9}):
+        assert told(**change) != told()
+
+
+def test_the_encoder_leaves_room_for_the_reply(tmp_path):
+    base = str(save_toy_writer(tmp_path / "base"))
+    limited = answering_encoder(base, JudgeConfig(prompt="compact", max_length=160), ANSWER_TOKENS)
+    assert limited.max_length == limited.config.max_length == 160 - ANSWER_TOKENS - 16
+    assert limited.config.prompt == "compact_r2"
+    assert limited.config.template_kwargs["enable_thinking"] is True
+    whole = answering_encoder(base, JudgeConfig(prompt="compact_r2"), ANSWER_TOKENS)
+    assert whole.max_length == whole.config.max_length == CONTEXT - ANSWER_TOKENS - 16
+    with pytest.raises(ContextTooShortError, match="only 14 fit"):
+        answering_encoder(base, JudgeConfig(prompt="compact", max_length=160), 130)
