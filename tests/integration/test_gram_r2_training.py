@@ -294,7 +294,7 @@ def test_choosing_counts_readings_and_candidates():
     readings = [row.told(True).reading for row in rationales(3, 0)]
     found = [
         {"candidates": [candidate(-0.5, text="one"), candidate(-0.2, text="two"), candidate(reason="too long")]},
-        {"candidates": [candidate(reason="too long"), candidate(reason="the format is broken"),
+        {"candidates": [candidate(reason="the format is broken"), candidate(reason="too long"),
                         candidate(reason="too long")]},
         {"candidates": [candidate(-0.9)]},
     ]  # fmt: skip
