@@ -66,7 +66,7 @@ class JudgedArguments:
     gold_prompts: int = field(default=64, metadata={"help": "How many evaluation prompts are measured on."})
 
     def check_judged(self) -> None:
-        """Raises SettingsError: a rate or number that is none, a group on two ranks, checkpoints that would not be exact."""
+        """Raises SettingsError: a rate or number that is none, a group on two ranks, checkpoints that are not exact."""
         for name in ("max_no_verdict_rate", "min_order_consistency"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"--{name} {getattr(self, name)} is not a share between 0 and 1")

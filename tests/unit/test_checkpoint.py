@@ -46,7 +46,7 @@ def test_the_last_whole_checkpoint_is_found_among_half_ones(tmp_path, word):
     write(tmp_path, 16, resumable=False)
     (tmp_path / "checkpoint-best").mkdir()
     assert last_whole(tmp_path) == whole
-    assert find(tmp_path, word) == str(whole)
+    assert find(tmp_path, word, max_steps=20) == str(whole)
 
 
 def test_without_a_checkpoint_auto_starts_and_last_refuses(tmp_path):
