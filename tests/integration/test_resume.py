@@ -99,21 +99,26 @@ def require_same(one, other, last="checkpoint-9"):
     assert difference is None, difference
 
 
-def loss_since(step, unbroken):
-    """Mean loss of the steps after `step`, from what the unbroken run logged and had not logged yet at that step."""
-    log = killable.log_history(unbroken / "checkpoint-10")
-    remembered = torch.load(unbroken / f"checkpoint-{step}" / "trainer_rank0.pt", weights_only=True)["loss"]
-    return (sum(2 * entry["loss"] for entry in log if entry["step"] > step) - remembered.item()) / (10 - step)
+def loss_between(start, end, unbroken):
+    """Mean loss of the steps after `start` up to `end`, from what the unbroken run logged and what it had yet to log."""
+    log = killable.log_history(unbroken / f"checkpoint-{end}")
+    unlogged = [
+        torch.load(unbroken / f"checkpoint-{step}" / "trainer_rank0.pt", weights_only=True)["loss"].item()
+        for step in (start, end)
+    ]
+    logged = sum(2 * entry["loss"] for entry in log if entry["step"] > start)
+    return (logged - unlogged[0] + unlogged[1]) / (end - start)
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_from_every_checkpoint_a_run_ends_in_the_same_bytes(name, toys, tmp_path):
-    """In this process: from each step of the window, from its borders, and from the borders of a pass."""
+def test_from_every_checkpoint_three_steps_lead_to_the_same_bytes(name, toys, tmp_path):
+    """In this process: from each step of the window, over its borders and over those of a pass."""
 
-    def train(output_dir, checkpoint=None):
+    def train(output_dir, max_steps, checkpoint=None):
         moments = Moments()
         backend = WeightedSum([Member(1.0, Judged(lambda text: text.count("e") + len(text) / 50), moments, clip=1.0)])
         settings = {**SETTINGS, **OF[name], "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1}
+        settings |= {"lr_scheduler_type": "constant", "max_steps": max_steps}
         kind = (PPOTrainer, PPOConfig) if name == "ppo" else (JudgedGRPOTrainer, JudgedGRPOConfig)
         trainer = make_trainer(
             str(toys / "policy"), output_dir, backend, kind=kind, reference="greedy" if name == "ppo" else None,
@@ -122,15 +127,16 @@ def test_from_every_checkpoint_a_run_ends_in_the_same_bytes(name, toys, tmp_path
         trainer.rollout.normaliser = Normaliser({"judged": moments})
         return trainer.train(resume_from_checkpoint=checkpoint).training_loss
 
-    train(tmp_path / "unbroken")
-    whole = killable.contents(tmp_path / "unbroken" / "checkpoint-10")
-    for step in range(1, 10):
-        loss = train(tmp_path / f"{step}", str(tmp_path / "unbroken" / f"checkpoint-{step}"))
-        assert loss == pytest.approx(loss_since(step, tmp_path / "unbroken"), abs=1e-5), "the summary at the end"
-        difference = killable.difference(whole, killable.contents(tmp_path / f"{step}" / "checkpoint-10"))
-        assert difference is None, f"from step {step}: {difference}"
-        logs = (killable.log_history(tmp_path / run / "checkpoint-10") for run in ("unbroken", f"{step}"))
-        assert next(logs) == next(logs), f"from step {step}"
+    unbroken = tmp_path / "unbroken"
+    train(unbroken, 10)
+    for start in range(1, 10):
+        end = min(start + 3, 10)
+        loss = train(tmp_path / f"{start}", end, str(unbroken / f"checkpoint-{start}"))
+        assert loss == pytest.approx(loss_between(start, end, unbroken), abs=1e-5), "the summary at the end"
+        one, other = (folder / f"checkpoint-{end}" for folder in (unbroken, tmp_path / f"{start}"))
+        difference = killable.difference(killable.contents(one), killable.contents(other))
+        assert difference is None, f"from step {start}: {difference}"
+        assert killable.log_history(one) == killable.log_history(other), f"from step {start}"
 
 
 @pytest.mark.parametrize(
@@ -202,6 +208,7 @@ def test_ctrl_c_in_the_terminal_of_the_launcher(toys, unbroken, tmp_path):
 def test_a_second_ctrl_c_leaves_at_once(toys, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log.txt"
     environment = {"KILL": "substep:4", "SIGNAL": str(int(signal.SIGINT)), "THEN_SLEEP": "60"}
+    log.touch()
     (process,) = killable.start(RECIPES["grpo"], flags(toys, "grpo", out), log, env=environment)
     while "Ctrl-C again leaves at once" not in log.read_text() and process.is_alive():
         time.sleep(0.05)
