@@ -100,7 +100,7 @@ def require_same(one, other, last="checkpoint-9"):
 
 
 def loss_between(start, end, unbroken):
-    """Mean loss of the steps after `start` up to `end`, from what the unbroken run logged and what it had yet to log."""
+    """Mean loss of the steps after `start` up to `end`, from what the unbroken run logged and had yet to log."""
     log = killable.log_history(unbroken / f"checkpoint-{end}")
     unlogged = [
         torch.load(unbroken / f"checkpoint-{step}" / "trainer_rank0.pt", weights_only=True)["loss"].item()
