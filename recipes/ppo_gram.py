@@ -24,6 +24,7 @@ from reward.config import RewardArguments, build_reward, check_reward, reward_he
 from reward.small_world import GoldReward
 from reward.training.arguments import DataArguments
 from reward.training.weights import quantization_of
+from rlhf.checkpoint import find_checkpoint
 from rlhf.judged import check_data
 from rlhf.launch import parse_args, run_main, start, write_run_record
 from rlhf.overoptimization import OverOptimization
@@ -53,6 +54,7 @@ def main() -> None:
     gold_flags = gold_args.check(run, args.gold_steps)
     dataset = Dataset.from_list(prompts.rows)
     check_data(dataset, args, reference)
+    checkpoint = find_checkpoint(args, len(dataset), args.resume_from_checkpoint)
     print_plan(
         reward_args,
         gold_flags,
@@ -93,7 +95,7 @@ def main() -> None:
                 "prompts": {"kept": len(prompts.rows), "dropped": prompts.dropped, "rendering": prompts.rendering},
             },
         )
-    metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     finish(trainer, "PPO", metrics)
     if trainer.accelerator.is_main_process:
         print(f"policy in {args.output_dir}, critic in {args.output_dir}/critic, log in trainer_state.json there")

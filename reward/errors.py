@@ -37,7 +37,23 @@ class NoVerdictError(GramError, RuntimeError):
 
 
 class NonFiniteLossError(GramError, FloatingPointError):
-    """A loss is NaN or infinite."""
+    """A loss, a gradient norm or a KL is NaN or infinite."""
+
+
+class ExplodingKLError(GramError, RuntimeError):
+    """The policy has moved further from the initial one than the run allows."""
+
+
+class DiskFullError(GramError, OSError):
+    """A checkpoint does not fit on the disk."""
+
+
+class InterruptedRunError(GramError, RuntimeError):
+    """A signal ended a run, which has saved itself; `status` is the exit status that tells of it, 128 + the signal."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.status = 128 + signal
 
 
 def require_finite_loss(loss: float, *, term: str, step: int, output_dir: str) -> None:

@@ -176,8 +176,11 @@ class Critic:
             logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
         return logits[:, prompt_ids.size(1) - 1 : -1, 0].float()
 
-    def step(self, loss: Tensor, *, boundary: bool, schedule: float) -> None:
-        """One backward pass; at a `boundary` of gradient accumulation also an optimizer step."""
+    def step(self, loss: Tensor, *, boundary: bool, schedule: float) -> float:
+        """One backward pass; at a `boundary` of gradient accumulation also an optimizer step.
+
+        The norm of the accumulated gradient before it is clipped, 0 where there was no step.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * schedule
         if self.sharded:
@@ -185,13 +188,15 @@ class Critic:
             self.model.backward(loss, scale_wrt_gas=False)
             if boundary:
                 self.model.step()
-            return
+            return float(self.model.get_global_grad_norm()) if boundary else 0.0
         with nullcontext() if boundary else self.accelerator.no_sync(self.model):
             loss.backward()
-        if boundary:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        if not boundary:
+            return 0.0
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.item()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `load_critic` loads, and transformers' `AutoModelForTokenClassification`; of an adapter
@@ -224,6 +229,6 @@ class Critic:
             return
         if not (folder / "critic.pt").exists():
             raise SettingsError(f"{folder / 'critic.pt'} is missing: resume as the run was started")
-        state = torch.load(folder / "critic.pt", map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(folder / "critic.pt", map_location="cpu", weights_only=True)
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

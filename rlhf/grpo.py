@@ -6,7 +6,6 @@ judged step reports, and defaults that fit win probabilities.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -14,9 +13,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from reward.errors import SettingsError, require_finite_loss
+from reward.errors import SettingsError
 from reward.normalise import Normaliser
 from reward.types import RewardBackend
+from rlhf.checkpoint import Checkpoints
+from rlhf.guards import require_finite, require_near
 from rlhf.judged import JudgedArguments, JudgedRollout, check_data
 from rlhf.references import References, load_initial_policy, refuse_loaded_adapter
 
@@ -45,6 +46,8 @@ class JudgedGRPOConfig(JudgedArguments, GRPOConfig):
                 "--sync_ref_model moves the policy that win rate and over-optimisation are measured against: choose "
                 "--win_rate_steps 0 and --gold_steps 0"
             )
+        if self.max_kl is not None and not self.beta:
+            raise SettingsError(f"--max_kl {self.max_kl} needs --beta: without one GRPO measures no KL")
         if not torch.cuda.is_available():
             self.use_cpu = True
             self.bf16 = bool(self.bf16)  # GRPOConfig turns None into bf16
@@ -124,6 +127,13 @@ class JudgedGRPOTrainer(GRPOTrainer):
             normaliser=normaliser,
         )
 
+        self.checkpoints = Checkpoints(self)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Trains from the start, from a checkpoint's folder, or from the `last` whole one (`auto`: if there is one)."""
+        with self.checkpoints.running(resume_from_checkpoint) as checkpoint:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if "reference" not in self._signature_columns:
@@ -143,10 +153,16 @@ class JudgedGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         loss = super()._compute_loss(model, inputs)
-        require_finite_loss(
-            loss.item(), term="the policy loss", step=self.state.global_step, output_dir=self.args.output_dir
-        )
+        require_finite(self, loss.item(), "the policy loss")
+        if self.model.training and self.beta:
+            require_near(self, self._metrics["train"]["kl"][-1], "token")
         return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # whose loss scaling skips such steps
+            require_finite(self, float(norm), "the norm of the policy's gradient")
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         training = self.model.training
@@ -158,14 +174,21 @@ class JudgedGRPOTrainer(GRPOTrainer):
         if training:
             self.rollout.show_samples()
 
+    def _get_train_sampler(self, dataset=None):
+        return self.checkpoints.in_place(super()._get_train_sampler(dataset))
+
+    def _get_output_dir(self, trial):
+        return self.checkpoints.output_dir(super()._get_output_dir(trial))
+
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        self.rollout.save(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"))
+        with self.checkpoints.writing() as folder:
+            super()._save_checkpoint(model, trial)
+            self.checkpoints.save_state(folder, {"rollout": self.rollout.state()})
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.rollout.load(Path(checkpoint))
+            self.rollout.load(self.checkpoints.load_state(checkpoint)["rollout"])
 
     def create_model_card(self, *args, **kwargs) -> None:
         """The recipe's card where it has set `write_card`, else none: TRL's at each checkpoint would be a draft."""

@@ -4,13 +4,12 @@ Groups are rebuilt, references decoded, scores fetched, and everything a judged 
 logged. Metrics of the reward are sums over all ranks, not means of means.
 """
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -24,11 +23,11 @@ from reward.normalise import Normaliser
 from reward.trl_signature import groups_from_rows, require_whole_groups, rows_from_scores
 from reward.types import Group, GroupScore, Metric, RewardBackend
 from rlhf import samples
+from rlhf.guards import Warnings
 from rlhf.memory import peak_bytes
 from rlhf.references import References
 
 REFERENCES = ("greedy", "initial", "dataset")
-_STATE_NAME = "judged_state.json"
 _logger = get_logger(__name__)
 
 
@@ -46,6 +45,13 @@ class JudgedArguments:
         default=0.55,
         metadata={"help": "Warn when both reading orders agree on less of a rollout than this; chance is .5."},
     )
+    max_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "The run stops when a rollout's KL to the initial policy is above this: nats a response in PPO, a "
+            "token in GRPO (with --beta). Default: only a KL that is no number stops it."
+        },
+    )
     win_rate_steps: int = field(
         default=10, metadata={"help": "Rollouts between two win rates against the initial policy; 0 is never."}
     )
@@ -60,13 +66,24 @@ class JudgedArguments:
     gold_prompts: int = field(default=64, metadata={"help": "How many evaluation prompts are measured on."})
 
     def check_judged(self) -> None:
-        """Raises SettingsError: a rate or a number that is none, or a group that would lie on two ranks."""
+        """Raises SettingsError: a rate or number that is none, a group on two ranks, checkpoints that are not exact."""
         for name in ("max_no_verdict_rate", "min_order_consistency"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"--{name} {getattr(self, name)} is not a share between 0 and 1")
         for name, least in (("gold_steps", 0), ("gold_prompts", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"--{name} {getattr(self, name)}: give {least} or more")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise SettingsError(f"--max_kl {self.max_kl} must be above 0 nats")
+        if self.enable_jit_checkpoint:
+            raise SettingsError(
+                "--enable_jit_checkpoint saves inside a step, without the rollout in progress: leave it out, SIGTERM "
+                "and Ctrl-C end a run with a checkpoint anyway"
+            )
+        if self.save_on_each_node:
+            raise SettingsError(
+                "--save_on_each_node scatters a checkpoint over nodes: choose an --output_dir that all nodes share"
+            )
         require_whole_groups(
             per_device_batch_size=self.per_device_train_batch_size,
             steps_per_generation=self.steps_per_generation,
@@ -158,7 +175,7 @@ class JudgedRollout:
         self.training_phases = Phases()
         self._evaluation_phases = Phases()
         self.scores: list[float] = []  # of this rank's last rollout, NaN where there is none
-        self._inconsistent: set[str] = set()
+        self.warnings = Warnings(trainer)
         self._held_out: list[tuple[str, str, float]] = []  # (name, prompt, value) of this rank's evaluation
         self._began_here = False  # this process has sampled the run's first rollout
         self._shown_at: int | None = None  # the step of the last sample table
@@ -272,14 +289,17 @@ class JudgedRollout:
         missing = sum(score != score for score in scores)
         reasons = Counter(reason for result in results for reason in result.reasons)
         judgments = sum(result.judgments for result in results)
+        scored = [score for score in scores if score == score]
+        ends = (min(scored), max(scored)) if scored else ()
         # Merged here, because a rank may send thousands of groups.
-        of_rank = (merge(of_backend), merge(own), len(scores), missing, reasons, judgments, seconds)
-        backends, owns, responses, silent, told, judged, clocks = zip(*gather_object([of_rank]), strict=True)
+        of_rank = (merge(of_backend), merge(own), len(scores), missing, reasons, judgments, seconds, ends)
+        backends, owns, responses, silent, told, judged, clocks, extremes = zip(*gather_object([of_rank]), strict=True)
         self._stop_without_verdicts(sum(responses), sum(silent), sum(told, Counter()))
         merged = merge(metric for metrics in backends for metric in metrics.values())
-        self._warn_of_inconsistency(merged)
-        if self.normaliser is not None and self._trainer.model.training:
-            self.normaliser.update(merged)
+        if self._trainer.model.training:
+            self._warn(merged, [end for ends in extremes for end in ends], sum(responses) - sum(silent))
+            if self.normaliser is not None:
+                self.normaliser.update(merged)
         report = means(metric for metrics in owns for metric in metrics.values())
         prefix = f"reward/{self.backend.name}"
         report |= {f"{prefix}/{name}": value for name, value in means(merged.values()).items()}
@@ -300,31 +320,37 @@ class JudgedRollout:
             )
         _logger.warning(f"step {step}: {missing} of {responses} responses without a score. Reasons: {told}")
 
-    def _warn_of_inconsistency(self, merged: Mapping[str, Metric]) -> None:
-        """Once a fall, not once a step; every judge of a sum is asked."""
-        least = self._trainer.args.min_order_consistency
-        rates = {name: rate for name, rate in means(merged.values()).items() if name.endswith("order_consistency")}
-        low = {name for name, rate in rates.items() if rate < least}
-        for name in sorted(low - self._inconsistent):
-            judge = name.rpartition("/")[0] or self.backend.name
-            _logger.warning(
-                f"step {self._trainer.state.global_step}: the judge of {judge} agrees with itself in both reading "
-                f"orders on {rates[name]:.0%} of the pairs, less than --min_order_consistency {least:.0%} (chance is "
-                "50 %): its scores say little. Are the responses alike, too long, or unlike what it was trained on?"
-            )
-        self._inconsistent = low
+    def _warn(self, merged: Mapping[str, Metric], extremes: Sequence[float], scored: int) -> None:
+        """`extremes`: each rank's least and largest score."""
+        rates = {
+            name.rpartition("/")[0] or self.backend.name: rate
+            for name, rate in means(merged.values()).items()
+            if name.endswith("order_consistency")
+        }
+        self.warnings.watch_orders(rates, self._trainer.args.min_order_consistency)
+        if extremes:
+            self.warnings.watch_scores(min(extremes), max(extremes), scored)
+        self.warnings.watch_lengths(self._trainer._metrics["train"]["completions/clipped_ratio"][-1])
 
-    def save(self, folder: Path) -> None:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint must keep for the scores to go on as they were."""
-        if self.normaliser is not None and self._trainer.args.should_save:
-            (folder / _STATE_NAME).write_text(json.dumps(self.normaliser.state()))
+        return {
+            "normaliser": None if self.normaliser is None else self.normaliser.state(),
+            "references": self.references.state(),
+            "warnings": sorted(self.warnings.fallen),
+        }
 
-    def load(self, folder: Path) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Raises SettingsError: the checkpoint was written with another reward."""
         if self.normaliser is not None:
-            if not (folder / _STATE_NAME).exists():
-                raise SettingsError(f"{folder} has no {_STATE_NAME}: it was written by a run that normalised nothing")
-            self.normaliser.load(json.loads((folder / _STATE_NAME).read_text()))
+            if state["normaliser"] is None:
+                raise SettingsError(
+                    "this run normalises its reward, and the checkpoint was written by one that normalised nothing: "
+                    "continue with the reward flags it was begun with"
+                )
+            self.normaliser.load(state["normaliser"])
+        self.references.load(state["references"])
+        self.warnings.fallen = set(state["warnings"])
 
     def report_step(self) -> dict[str, float]:
         """Seconds of the phases since the last report, and this rank's peak memory so far."""

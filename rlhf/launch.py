@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from reward.errors import GramError, SettingsError
+from reward.errors import GramError, InterruptedRunError, SettingsError
 from rlhf import run_record
 from rlhf.run_record import write_run_record as write_run_record  # for recipes, which import all of this from here
 
@@ -206,10 +206,19 @@ def run_main(main: Callable[[], None]) -> None:
     """Runs a recipe's `main` and leaves the ranks in order.
 
     An error of ours becomes one readable line and exit status 2, on whichever rank it happens: the process leaves at
-    once, and the launcher ends the others. Any other exception keeps its traceback.
+    once, and the launcher ends the others. A run that a signal ended says where it is saved and leaves with 128 + the
+    signal. Any other exception keeps its traceback.
     """
+    status = 0
     try:
         main()
+    except InterruptedRunError as end:
+        status = end.status
+        if _rank() == 0:
+            sys.stderr.write(f"{end}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted outside of training: nothing was saved\n")
+        _leave(130)
     except GramError as error:
         rank = _rank()
         if rank > 0:
@@ -226,7 +235,9 @@ def run_main(main: Callable[[], None]) -> None:
         sys.modules["torch"].distributed.destroy_process_group()
         threading._shutdown()  # waits for threads at work, then the exit functions: multiprocessing's children end so
         atexit._run_exitfuncs()
-        _leave(0)
+        _leave(status)
+    if status:
+        sys.exit(status)
 
 
 def _leave(status: int) -> None:

@@ -7,7 +7,6 @@ advantages of a rollout; the critic's steps.
 Legend: B responses in a batch, G responses of a prompt, P prompt tokens, T response tokens.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from reward.errors import require_finite_loss
 from reward.normalise import Normaliser
 from reward.types import RewardBackend
 from rlhf.advantages import (
@@ -34,12 +32,13 @@ from rlhf.advantages import (
     value_loss,
     whiten,
 )
+from rlhf.checkpoint import Checkpoints
 from rlhf.critic import Critic, load_critic, with_adapter
+from rlhf.guards import require_finite, require_near
 from rlhf.judged import JudgedRollout, check_data
 from rlhf.ppo_config import PPOConfig
 from rlhf.references import References, load_initial_policy, refuse_loaded_adapter
 
-_STATE_NAME = "ppo_state.json"
 _GRPO_METRICS = ("frac_reward_zero_std", "reward", "reward_std", "kl")  # of a group's spread, which PPO does not use
 
 
@@ -146,6 +145,13 @@ class PPOTrainer(GRPOTrainer):
                 weight_decay=args.weight_decay,
             )
 
+        self.checkpoints = Checkpoints(self)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Trains from the start, from a checkpoint's folder, or from the `last` whole one (`auto`: if there is one)."""
+        with self.checkpoints.running(resume_from_checkpoint) as checkpoint:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
     # --- rollout: sampling, references, scores --------------------------------------------------------------------
 
     def _set_signature_columns_if_needed(self):
@@ -232,6 +238,8 @@ class PPOTrainer(GRPOTrainer):
         totals = self.accelerator.reduce(per_response.sum(1))
         count = totals[0].clamp(min=1)
         score, reward, sequence_kl, entropy, length = (totals[1:] / count).tolist()
+        if mode == "train":
+            require_near(self, sequence_kl, "response")
         log = self._metrics[mode]
         log["objective/scores"].append(score)
         log["objective/rlhf_reward"].append(reward)
@@ -277,9 +285,7 @@ class PPOTrainer(GRPOTrainer):
         for ours, theirs in (("clip_fraction", "clip_ratio/region_mean"), ("entropy", "entropy")):
             log[f"policy/{ours}"].append(log[theirs][-1])
         if mode == "train":
-            require_finite_loss(
-                loss.item(), term="the policy loss", step=self.state.global_step, output_dir=self.args.output_dir
-            )
+            require_finite(self, loss.item(), "the policy loss")
             self._minibatch = inputs
             mask = inputs["tool_mask"]
             log_ratio = (self._logps - inputs["old_per_token_logps"]) * mask
@@ -319,15 +325,15 @@ class PPOTrainer(GRPOTrainer):
         window = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         normaliser = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes * window
         loss = (per_token * mask).sum() / normaliser
-        require_finite_loss(
-            loss.item(), term="the value loss", step=self.state.global_step, output_dir=self.args.output_dir
-        )
+        require_finite(self, loss.item(), "the value loss")
         peak = self.args.learning_rate
-        self.critic.step(
+        norm = self.critic.step(
             loss,
             boundary=self.accelerator.sync_gradients,
             schedule=self._get_learning_rate() / peak if peak else 1.0,
         )
+        if not self.args.fp16:
+            require_finite(self, norm, "the norm of the critic's gradient")
         sums = torch.stack(
             [(per_token * mask).sum(), (clipped * mask).sum(), (values * mask).sum(), mask.sum().float()]
         )
@@ -336,6 +342,12 @@ class PPOTrainer(GRPOTrainer):
         log["value/loss"].append(total / max(count, 1))
         log["value/clip_fraction"].append(share / max(count, 1))
         log["value/mean"].append(mean / max(count, 1))
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # whose loss scaling skips such steps
+            require_finite(self, float(norm), "the norm of the policy's gradient")
+        return norm
 
     # --- logging, saving, resuming --------------------------------------------------------------------------------
 
@@ -360,26 +372,29 @@ class PPOTrainer(GRPOTrainer):
         if self.write_card is not None:
             self.write_card()
 
+    def _get_train_sampler(self, dataset=None):
+        return self.checkpoints.in_place(super()._get_train_sampler(dataset))
+
+    def _get_output_dir(self, trial):
+        return self.checkpoints.output_dir(super()._get_output_dir(trial))
+
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        self.rollout.save(folder)
-        if self.critic is not None:
-            self.critic.save_state(folder)
-        if self.args.should_save:
-            Path(folder, _STATE_NAME).write_text(
-                json.dumps({"kl_coef": self.kl_coef, "stopped_early": self._stopped_early})
-            )
+        with self.checkpoints.writing() as folder:
+            super()._save_checkpoint(model, trial)
+            if self.critic is not None:
+                self.critic.save_state(folder)
+            own = {"rollout": self.rollout.state(), "kl_coef": self.kl_coef, "stopped_early": self._stopped_early}
+            self.checkpoints.save_state(folder, own)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self.rollout.load(Path(checkpoint))
+        own = self.checkpoints.load_state(checkpoint)
+        self.rollout.load(own["rollout"])
+        self.kl_coef, self._stopped_early = own["kl_coef"], own["stopped_early"]
         if self.critic is not None:
             self.critic.load_state(checkpoint)
-        state = json.loads(Path(checkpoint, _STATE_NAME).read_text())
-        self.kl_coef, self._stopped_early = state["kl_coef"], state["stopped_early"]
 
 
 _CRITIC_INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

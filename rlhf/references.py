@@ -23,7 +23,7 @@ from trl.trainer.utils import (
 )
 
 from reward.errors import SettingsError
-from reward.types import Prompt, as_prompt
+from reward.types import Message, Prompt, as_prompt
 
 
 def load_initial_policy(trainer: GRPOTrainer) -> torch.nn.Module:
@@ -120,6 +120,14 @@ class References:
             return current - self._logprob(self.initial_policy, decoded)
         with use_adapter(self._trainer.accelerator.unwrap_model(self._trainer.model), adapter_name=None):
             return current - self._logprob(self._trainer.model, decoded)
+
+    def state(self) -> list:
+        """The initial policy's responses so far. Decoded again beside other prompts, one could differ by a token."""
+        return [([(turn.role, turn.content) for turn in prompt], text) for prompt, text in self._known.items()]
+
+    def load(self, state: list) -> None:
+        """What `state` gave."""
+        self._known = {tuple(Message(*turn) for turn in prompt): text for prompt, text in state}
 
     @torch.no_grad()
     def _logprob(self, model: torch.nn.Module, decoded: Decoded) -> Tensor:

@@ -49,22 +49,7 @@ def run_deepspeed(
     its devices back). The first run on a machine compiles an extension, a minute of the `timeout`. The test fails with
     the end of the output when time runs out, and when the status is not 0 unless `check` is False.
     """
-    programs = Path(sys.executable).parent
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_MARKS)}
-    environment["PATH"] = os.pathsep.join([str(programs), environment.get("PATH", os.defpath)])
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])
-    environment |= {"DS_ACCELERATOR": "cpu", **(env or {})}
-    environment = {name: value for name, value in environment.items() if value is not None}
-    words = [programs / "deepspeed", "--num_gpus", num_ranks, "--master_port", free_port(), *script_args]
-    process = subprocess.Popen(
-        [str(word) for word in words],
-        cwd=cwd or REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # launcher and ranks become one group, to be ended together
-    )
+    process = start_deepspeed(script_args, num_ranks, cwd, env)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -74,6 +59,31 @@ def run_deepspeed(
     if check and process.returncode != 0:
         pytest.fail(f"{' '.join(process.args)} ended with {process.returncode}. Its output ended:\n{_tail(output)}")
     return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def start_deepspeed(
+    script_args: Sequence[str | Path],
+    num_ranks: int = 2,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str | None] | None = None,
+) -> subprocess.Popen[str]:
+    """What `run_deepspeed` runs, just begun, in a session of its own as if in a terminal."""
+    programs = Path(sys.executable).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_MARKS)}
+    environment["PATH"] = os.pathsep.join([str(programs), environment.get("PATH", os.defpath)])
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])
+    environment |= {"DS_ACCELERATOR": "cpu", **(env or {})}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    words = [programs / "deepspeed", "--num_gpus", num_ranks, "--master_port", free_port(), *script_args]
+    return subprocess.Popen(
+        [str(word) for word in words],
+        cwd=cwd or REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # launcher and ranks become one group, to be ended together
+    )
 
 
 def _tail(output: str, lines: int = 60) -> str:

@@ -34,8 +34,11 @@ class Judged:
         ]
 
 
-def make_trainer(policy, output_dir, backend, *, reference="initial", rows=None, **settings):
-    args = PPOConfig(
+def make_trainer(
+    policy, output_dir, backend, *, reference="initial", rows=None, kind=(PPOTrainer, PPOConfig), **settings
+):
+    trainer, config = kind
+    args = config(
         output_dir=str(output_dir),
         **{
             "per_device_train_batch_size": 8,
@@ -51,7 +54,8 @@ def make_trainer(policy, output_dir, backend, *, reference="initial", rows=None,
         },
     )
     data = Dataset.from_list(rows or [{"prompt": prompt} for prompt in PROMPTS * 4])
-    return PPOTrainer(policy, backend, args, data, reference=reference)
+    held_out = data.select(range(4)) if "eval_strategy" in settings else None
+    return trainer(policy, backend, args, data, reference=reference, eval_dataset=held_out)
 
 
 def minibatch(trainer, advantages, old_shift):

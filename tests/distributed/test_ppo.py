@@ -1,4 +1,4 @@
-"""PPO on two real ranks over gloo, under ZeRO-3 and under DistributedDataParallel."""
+"""PPO and GRPO on two real ranks over gloo, under ZeRO-3 and under DistributedDataParallel."""
 
 import json
 import os
@@ -28,22 +28,31 @@ def torchrun(script_args, num_ranks):
     return done
 
 
-def fixed_run(tmp_path, policy, ranks, launch=run_deepspeed, flags=()):
-    """(log entries of each rank, policy, critic, over-optimisation) of three steps on the same rollouts."""
+def fixed_run(tmp_path, policy, name, ranks, launch=run_deepspeed, flags=()):
+    """(log entries of each rank, weights, over-optimisation) of three steps on the same rollouts."""
     out = tmp_path / f"{launch.__name__}{ranks}"
-    done = launch([SCRIPT, policy, out, *flags], num_ranks=ranks)
+    done = launch([SCRIPT, policy, out, name, *flags], num_ranks=ranks)
     logs = {int(rank): json.loads(text) for rank, text in re.findall(r"RANK(\d) (\[.*\])", done.stdout)}
-    policy = AutoModelForCausalLM.from_pretrained(out).state_dict()
-    critic = AutoModelForTokenClassification.from_pretrained(out / "critic").state_dict()
-    return logs, policy, critic, read_lines(out / FILE_NAME)
+    weights = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    if name == "ppo":
+        critic = AutoModelForTokenClassification.from_pretrained(out / "critic").state_dict()
+        weights |= {f"critic.{key}": weight for key, weight in critic.items()}
+    return logs, weights, read_lines(out / FILE_NAME)
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    """The policy, and what three steps on one rank make of it."""
+    """The policy, and what three steps of PPO or GRPO on one rank make of it."""
     folder = tmp_path_factory.mktemp("alone")
     policy = save_toy_model(folder / "policy")
-    return policy, fixed_run(folder, policy, 1)
+    known = {}
+
+    def of(name):
+        if name not in known:
+            known[name] = fixed_run(folder / name, policy, name, 1)
+        return policy, known[name]
+
+    return of
 
 
 def config(name):
@@ -51,34 +60,34 @@ def config(name):
 
 
 @pytest.mark.parametrize(
-    ("launch", "flags"),
+    ("name", "launch", "flags"),
     [
-        pytest.param(run_deepspeed, [], id="ZeRO-3"),
-        pytest.param(torchrun, [], id="DDP"),
+        pytest.param("ppo", run_deepspeed, [], id="ZeRO-3"),
+        pytest.param("ppo", torchrun, [], id="DDP"),
+        pytest.param("grpo", run_deepspeed, [], id="GRPO-ZeRO-3", marks=pytest.mark.slow),
         # The files for GPUs, in float32; offloaded to the memory that this machine computes in anyway.
-        pytest.param(run_deepspeed, [config("zero2")], id="zero2", marks=pytest.mark.slow),
-        pytest.param(run_deepspeed, [config("zero3")], id="zero3", marks=pytest.mark.slow),
-        pytest.param(run_deepspeed, [config("zero3_offload")], id="zero3_offload", marks=pytest.mark.slow),
+        pytest.param("ppo", run_deepspeed, [config("zero2")], id="zero2", marks=pytest.mark.slow),
+        pytest.param("ppo", run_deepspeed, [config("zero3")], id="zero3", marks=pytest.mark.slow),
+        pytest.param("ppo", run_deepspeed, [config("zero3_offload")], id="zero3_offload", marks=pytest.mark.slow),
     ],
 )
-def test_two_ranks_take_the_steps_of_one(tmp_path, one_rank, launch, flags):
-    policy, (one_log, one_policy, one_critic, one_watch) = one_rank
+def test_two_ranks_take_the_steps_of_one(tmp_path, one_rank, name, launch, flags):
+    policy, (one_log, one, one_watch) = one_rank(name)
     in_two_parts = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=2"]
-    two_log, two_policy, two_critic, two_watch = fixed_run(tmp_path, policy, 2, launch, in_two_parts + flags)
+    two_log, two, two_watch = fixed_run(tmp_path, policy, name, 2, launch, in_two_parts + flags)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
 
     assert set(two_log) == {0, 1}
     for mine, theirs, alone in zip(two_log[0], two_log[1], one_log[0], strict=True):
-        assert mine == pytest.approx(theirs, nan_ok=True), "both ranks report the numbers of all ranks"
+        assert of_all(mine) == pytest.approx(of_all(theirs), nan_ok=True), "both ranks report the numbers of all ranks"
         # The policy's and the value's numbers are means over minibatches, which are other ones here. The rest differs
         # by float32 sums in another order: the largest number is about 10, its rounding about 1e-6.
-        of_rollout = [name for name in mine if name.startswith("objective/")]
+        of_rollout = [name for name in mine if name.startswith(("objective/", "rewards/"))]
+        assert of_rollout
         assert [mine[name] for name in of_rollout] == pytest.approx([alone[name] for name in of_rollout], abs=1e-4)
         assert mine["grad_norm"] == pytest.approx(alone["grad_norm"], abs=1e-4)
-    for name, weight in one_policy.items():
-        torch.testing.assert_close(two_policy[name], weight, atol=1e-5, rtol=0, msg=name)
-    for name, weight in one_critic.items():
-        torch.testing.assert_close(two_critic[name], weight, atol=1e-5, rtol=0, msg=name)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-5, rtol=0, msg=name)
     assert [line["step"] for line in one_watch] == [0, 2, 3]
     assert one_watch[0]["kl"] == two_watch[0]["kl"] == 0.0
     assert abs(one_watch[2]["kl"]) > 1e-2
@@ -86,6 +95,10 @@ def test_two_ranks_take_the_steps_of_one(tmp_path, one_rank, launch, flags):
         assert mine["reasons"] == alone["reasons"]
         mine, alone = ({k: row[k] for k in row if k not in ("reasons", "seconds")} for row in (mine, alone))
         assert mine == pytest.approx(alone, abs=1e-4), "three prompts on two ranks: one is answered twice, counted once"
-    moved = max((one_policy[name] - before[name]).abs().max() for name in before)
+    moved = max((one[name] - before[name]).abs().max() for name in before)
     assert moved > 1e-3, "a hundred times the tolerance"
-    assert one_critic["score.bias"].item() != 0.5
+    assert one.get("critic.score.bias", 0) != 0.5
+
+
+def of_all(entry):
+    return {name: value for name, value in entry.items() if "per_second" not in name and "memory/" not in name}

@@ -1,7 +1,8 @@
-"""Every private name of TRL that `rlhf.ppo` relies on, so that an upgrade fails here and not in the middle of a run."""
+"""Every private name of TRL and transformers that `rlhf` relies on: an upgrade fails here and not during a run."""
 
 import inspect
 
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer import utils
@@ -17,6 +18,11 @@ OVERRIDDEN = {
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_set_signature_columns_if_needed": ["self"],
     "log": ["self", "logs", "start_time"],
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_get_output_dir": ["self", "trial"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
+    "_push_from_checkpoint": ["self", "checkpoint_folder"],
 }
 
 
@@ -54,3 +60,18 @@ def test_what_the_inherited_code_reads_is_still_read():
     assert 'self._logs["advantages"].extend(all_process_advantages.tolist())' in rollout
     for key in ("completion_mask", "completion_ids", "prompt_ids", "prompt_mask", "num_items_in_batch"):
         assert f'"{key}": {key}' in rollout
+
+
+def test_what_a_checkpoint_keeps_is_still_what_the_trainers_remember():
+    window = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self._step % generate_every == 0 or self._buffered_inputs is None" in window
+    assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in window
+    loop = inspect.getsource(GRPOTrainer._inner_training_loop)
+    counted_anew = [
+        loop.index(f"self.{name} = ") for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
+    ]
+    assert max(counted_anew) < loop.index("self.callback_handler.on_train_begin"), "what is put back there stays"
+    assert loop.index("self.get_train_dataloader()") < loop.index("self._init_training_state(")
+    saving = inspect.getsource(Trainer._save_checkpoint)
+    assert saving.count("self._get_output_dir(trial=trial)") == 1
+    assert "rotate_checkpoints(\n                output_dir=run_dir" in saving

@@ -1,0 +1,342 @@
+"""Checkpoints from which a run goes on as if it had never stopped.
+
+transformers saves weights, optimizer, schedule, random states and the step; DeepSpeed the shards of each rank. Added
+here, of every rank: the rollout in progress with TRL's counter of minibatches, metrics that are not logged yet, and
+what the trainer hands in (KL controller, normaliser, known references). A checkpoint is written into `_unfinished/`,
+closed by `checkpoint.json` with the size of every file, and renamed: what is called `checkpoint-N` is whole, and a
+copy of one that is not is recognised by the sizes.
+
+The only file that knows what TRL's and transformers' trainers remember between two steps.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from safetensors import SafetensorError
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+from trl import GRPOConfig, GRPOTrainer
+
+from reward.errors import DiskFullError, InterruptedRunError, SettingsError
+from rlhf.interruption import Interruption
+
+MANIFEST = "checkpoint.json"
+UNFINISHED = "_unfinished"  # the underscore keeps it out of uploads to the hub
+_POSITION = (  # settings that the position in the data and in the rollout depends on
+    "world_size",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "num_iterations",
+    "num_generations",
+    "shuffle_dataset",
+    "seed",
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = 1 << 20  # bytes: with less free than this a failed write is put down to the full disk
+
+
+# --- which checkpoint to continue from --------------------------------------------------------------------------------
+
+
+def find_checkpoint(args: GRPOConfig, prompts: int, wanted: str | bool | None) -> str | None:
+    """The folder that a run with these settings and this number of `prompts` continues from; None is from the start.
+
+    `wanted` is a folder; `last` or `true`, the last whole checkpoint in the output folder; `auto`, the same or the
+    start where there is none; `false` or None, the start. Needs no weights.
+
+    Raises:
+        SettingsError: the checkpoint is not whole, is that of another kind of run, or has nothing left to train.
+    """
+    word = str(wanted).lower()
+    if word in ("none", "false"):
+        return None
+    if word in ("last", "true", "auto"):
+        folder = last_whole(args.output_dir)
+        if folder is None and word == "auto":
+            return None
+        if folder is None:
+            halves = [f"{path}: {_defect(path)}" for path in _by_step(args.output_dir)]
+            raise SettingsError(
+                f"--resume_from_checkpoint {wanted}: {args.output_dir} has no whole checkpoint "
+                f"({'; '.join(halves) or 'there is none at all'}). Start without the flag, or with "
+                "--resume_from_checkpoint auto, which starts anew where there is none"
+            )
+    else:
+        folder = Path(wanted)
+        defect = _defect(folder)
+        if defect:
+            whole = last_whole(folder.parent)
+            instead = f"the last whole one beside it is {whole}" if whole else "no whole one lies beside it"
+            raise SettingsError(f"--resume_from_checkpoint {folder} cannot be continued from: {defect}; {instead}")
+    _require_same_run(folder, _position(args, prompts))
+    state = json.loads((folder / "trainer_state.json").read_text())
+    steps = args.max_steps if args.max_steps > 0 else state["max_steps"]
+    if state["global_step"] >= steps:
+        raise SettingsError(
+            f"{folder} is at step {state['global_step']} of {steps}: nothing is left to train. Raise --max_steps "
+            "(or --num_train_epochs) to go on"
+        )
+    return str(folder)
+
+
+def last_whole(output_dir: str | Path) -> Path | None:
+    """The whole checkpoint with the highest step."""
+    return next((path for path in reversed(_by_step(output_dir)) if not _defect(path)), None)
+
+
+def _by_step(output_dir: str | Path) -> list[Path]:
+    paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return sorted(paths, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _defect(folder: Path) -> str | None:
+    """Why `folder` is no checkpoint to continue from, None where it is one."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    if not (folder / MANIFEST).exists():
+        return f"it has no {MANIFEST}, which is written last: it is half-written, or not of PPO or GRPO of this project"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except ValueError:
+        return f"its {MANIFEST} is cut off: it was copied in part"
+    if not manifest["resumable"]:
+        return "it was written with --save_only_model and has no optimizer"
+    for name, size in manifest["files"].items():
+        if not (folder / name).exists():
+            return f"its file {name} is missing"
+        if (folder / name).stat().st_size != size:
+            return f"its file {name} has {(folder / name).stat().st_size} bytes where {size} were written"
+    return None
+
+
+def _position(args: GRPOConfig, prompts: int) -> dict[str, Any]:
+    plugin = args.deepspeed_plugin
+    sharding = f"ZeRO-{plugin.hf_ds_config.get_value('zero_optimization.stage', 0)}" if plugin else "none"
+    named = {name: getattr(args, name) for name in _POSITION}
+    return {"settings": type(args).__name__, "deepspeed": sharding, "prompts": prompts, **named}
+
+
+def _require_same_run(folder: Path, now: dict[str, Any]) -> None:
+    then = json.loads((folder / MANIFEST).read_text())["position"]
+    if then["world_size"] != now["world_size"]:
+        raise SettingsError(
+            f"{folder} was written by {then['world_size']} ranks and this run has {now['world_size']}: optimizer "
+            "shards, random states and the rollout in progress belong to ranks. Launch it on "
+            f"{then['world_size']}, or start a new run from its weights (--model_name_or_path {folder})"
+        )
+    other = [f"{name} {then[name]} (now {value})" for name, value in now.items() if then[name] != value]
+    if other:
+        raise SettingsError(
+            f"{folder} was written with {', '.join(other)}: its place in the data and in the rollout means nothing "
+            "otherwise. Continue with the settings it was begun with, or start a new run from its weights "
+            f"(--model_name_or_path {folder})"
+        )
+
+
+# --- writing and reading ----------------------------------------------------------------------------------------------
+
+
+class Checkpoints(TrainerCallback):
+    """Writes and reads the checkpoints of `trainer`; ends its training with one when a signal asks for it."""
+
+    def __init__(self, trainer: GRPOTrainer):
+        self._trainer = trainer
+        self._interruption = Interruption(trainer.accelerator)
+        self._epochs = 0  # whole passes over the prompts before this process began
+        self._state: dict[str, Any] | None = None
+        self._saving = False
+        trainer.add_callback(self)
+        trainer.add_callback(self._interruption)
+
+    @contextmanager
+    def running(self, wanted: str | bool | None) -> Iterator[str | None]:
+        """The checkpoint to train from.
+
+        Raises:
+            SettingsError: see `find_checkpoint`.
+            InterruptedRunError: on leaving, where a signal ended the training.
+        """
+        trainer = self._trainer
+        folder = find_checkpoint(trainer.args, len(trainer.train_dataset), wanted)
+        self._epochs = 0
+        if folder is not None:
+            # transformers builds its sampler anew, which would then begin with the order of the first epoch.
+            self._epochs = int(json.loads(Path(folder, "trainer_state.json").read_text())["epoch"])
+        with self._interruption.listening():
+            yield folder
+        if self._interruption.stopped:
+            raise InterruptedRunError(
+                f"interrupted at step {trainer.state.global_step}: everything is saved in "
+                f"{self._folder(trainer.args.output_dir)}. Continue with --resume_from_checkpoint last",
+                signal=self._interruption.signal,
+            )
+
+    def in_place(self, sampler: Sampler) -> Sampler:
+        """`sampler` after the permutations that earlier epochs drew from it."""
+        for _ in range(self._epochs):
+            next(iter(sampler))
+        return sampler
+
+    def output_dir(self, output_dir: str) -> str:
+        """Where transformers shall put `checkpoint-N`."""
+        return str(Path(output_dir, UNFINISHED)) if self._saving else output_dir
+
+    def _folder(self, output_dir: str | Path) -> Path:
+        return Path(output_dir, f"checkpoint-{self._trainer.state.global_step}")
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """The folder in which the checkpoint is to be written; whole and in its place on leaving. All ranks call.
+
+        Raises:
+            DiskFullError: there is no room. Earlier checkpoints stay; what was written of this one is removed, at once
+            or, where another rank than 0 ran out of room, before the next is written.
+        """
+        trainer, args = self._trainer, self._trainer.args
+        staging = Path(args.output_dir, UNFINISHED)
+        folder = self._folder(staging)
+        if trainer.accelerator.is_main_process:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed while it saved
+            self._require_room()
+        trainer.accelerator.wait_for_everyone()
+        push, args.push_to_hub = args.push_to_hub, False
+        self._saving = True
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+            best = trainer.state.best_model_checkpoint
+            if best is not None:  # perhaps this one, by the path it is leaving
+                trainer.state.best_model_checkpoint = str(Path(args.output_dir, Path(best).name))
+            trainer.accelerator.wait_for_everyone()
+            if trainer.accelerator.is_main_process:
+                self._finish(folder)
+            trainer.accelerator.wait_for_everyone()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free, written = shutil.disk_usage(args.output_dir).free, _size(folder)
+            if trainer.accelerator.is_main_process:  # under another rank's hands it would hide that rank's error
+                shutil.rmtree(staging, ignore_errors=True)
+            full = isinstance(error, OSError) and error.errno in _FULL
+            if full or "No space left" in str(error) or free < _NO_ROOM:
+                raise self._disk_full(free, f"{written} bytes of it were written") from error
+            raise
+        finally:
+            args.push_to_hub = push
+            self._saving = False
+        if push:
+            trainer._push_from_checkpoint(str(self._folder(args.output_dir)))
+
+    def _finish(self, folder: Path) -> None:
+        """Closes the checkpoint with its list of files, puts it in its place, and only then removes old ones."""
+        trainer, args = self._trainer, self._trainer.args
+        for rank in range(args.world_size):
+            if not (folder / _of_rank(rank)).exists():
+                raise SettingsError(
+                    f"--output_dir {args.output_dir} does not show rank 0 what rank {rank} wrote: checkpoints need a "
+                    "folder that all nodes share"
+                )
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))  # with the place of the best checkpoint
+        manifest = {
+            "resumable": not args.save_only_model,
+            "position": _position(args, len(trainer.train_dataset)),
+            "files": {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)},
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        place = self._folder(args.output_dir)
+        if place.exists():  # written before the run went back to an earlier one, or a half one
+            place.rename(folder.parent / "replaced")
+        folder.rename(place)
+        shutil.rmtree(folder.parent)
+        rotate_checkpoints(
+            output_dir=args.output_dir,
+            save_total_limit=args.save_total_limit,
+            best_model_checkpoint=trainer.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _require_room(self) -> None:
+        last = last_whole(self._trainer.args.output_dir)
+        needed = 0 if last is None else _size(last)
+        free = shutil.disk_usage(Path(self._trainer.args.output_dir)).free
+        if free < needed:
+            raise self._disk_full(free, f"it needs about {needed} (the size of {last})")
+
+    def _disk_full(self, free: int, needs: str) -> DiskFullError:
+        place = self._folder(self._trainer.args.output_dir)
+        last = last_whole(self._trainer.args.output_dir)
+        return DiskFullError(
+            f"no room for {place}: {needs}, {free} bytes are free. "
+            f"{f'The last whole checkpoint is {last}' if last else 'There is no whole checkpoint yet'}. Free some "
+            "space or lower --save_total_limit, then continue with --resume_from_checkpoint auto"
+        )
+
+    def save_state(self, folder: Path, own: dict[str, Any]) -> None:
+        """Writes what this rank remembers; `own` is the trainer's part: numbers, texts, tensors, lists and mappings."""
+        trainer = self._trainer
+        logs = {name: rows for name, rows in trainer._logs.items() if name != "images"}
+        state = {
+            "own": own,
+            "minibatches": trainer._step,
+            "rollout": trainer._buffered_inputs,
+            "metrics": dict(trainer._metrics["train"]),
+            "logs": _as_lists(logs) if trainer.accelerator.is_main_process else None,
+            "loss": trainer._tr_loss,
+            "logged": trainer._globalstep_last_logged,
+        }
+        torch.save(state, folder / _of_rank(trainer.args.process_index))
+
+    def load_state(self, folder: str | Path) -> dict[str, Any]:
+        """Puts back what `save_state` wrote, and returns the trainer's part."""
+        trainer = self._trainer
+        path = Path(folder, _of_rank(trainer.args.process_index))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        trainer._step = state["minibatches"]
+        trainer._buffered_inputs = send_to_device(state["rollout"], trainer.accelerator.device)
+        trainer._metrics["train"].clear()
+        trainer._metrics["train"].update(state["metrics"])
+        _fill(trainer._logs, state["logs"] or {})
+        self._state = state
+        return state["own"]
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """The losses since the last log entry: transformers begins to count them anew just before this."""
+        if self._state is None:
+            return
+        trainer, saved, self._state = self._trainer, self._state, None
+        trainer._tr_loss, trainer._globalstep_last_logged = saved["loss"].to(args.device), saved["logged"]
+        trainer._total_loss_scalar = -saved["loss"].item()  # the summary at the end is of this process's steps
+
+
+def _of_rank(rank: int) -> str:
+    return f"trainer_rank{rank}.pt"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def _as_lists(rows: Any) -> Any:
+    """Deques of rows, and mappings of them, as lists: what `torch.load` takes with `weights_only`."""
+    return {name: _as_lists(each) for name, each in rows.items()} if isinstance(rows, dict) else list(rows)
+
+
+def _fill(rows: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name, values in saved.items():
+        if isinstance(values, dict):
+            _fill(rows[name], values)
+        else:
+            rows[name].clear()
+            rows[name].extend(values)

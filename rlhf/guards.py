@@ -1,0 +1,97 @@
+"""What stops a run, and what it warns of: the same for PPO and GRPO.
+
+A warning has a name, comes once a fall and not once a step, and again after a recovery and another fall.
+"""
+
+import math
+from collections.abc import Mapping
+
+from accelerate.logging import get_logger
+from trl import GRPOTrainer
+
+from reward.errors import ExplodingKLError, NonFiniteLossError
+from rlhf.checkpoint import last_whole
+
+_LEAST_SPREAD = 1e-3  # of the largest score's size; float16 tells apart 2^-10 of it
+_logger = get_logger(__name__)
+
+
+def require_finite(trainer: GRPOTrainer, value: float, term: str) -> None:
+    """Stops the run before `value` reaches a checkpoint.
+
+    Raises:
+        NonFiniteLossError: names the term, the step and the last whole checkpoint.
+    """
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            f"{term} is {value} at step {trainer.state.global_step}. {_way_back(trainer)}, with a lower "
+            "--learning_rate or a smaller --max_grad_norm."
+        )
+
+
+def require_near(trainer: GRPOTrainer, kl: float, unit: str) -> None:
+    """Stops the run when the KL to the initial policy is NaN, or above `--max_kl` where that is set.
+
+    Raises:
+        NonFiniteLossError, ExplodingKLError: with the step and the last whole checkpoint.
+    """
+    require_finite(trainer, kl, "the KL to the initial policy")
+    limit = trainer.args.max_kl
+    if limit is not None and kl > limit:
+        raise ExplodingKLError(
+            f"the KL to the initial policy is {kl:.4g} nats a {unit} at step {trainer.state.global_step}, above "
+            f"--max_kl {limit}. {_way_back(trainer)}, with a higher KL coefficient or a lower --learning_rate."
+        )
+
+
+def _way_back(trainer: GRPOTrainer) -> str:
+    last = last_whole(trainer.args.output_dir)
+    if last is None:
+        return "No checkpoint was saved yet: start again"
+    return f"The last good checkpoint is {last}: continue with --resume_from_checkpoint {last}"
+
+
+class Warnings:
+    """Named warnings about the rollouts of `trainer`."""
+
+    def __init__(self, trainer: GRPOTrainer):
+        self._trainer = trainer
+        self.fallen: set[str] = set()
+
+    def watch(self, name: str, fallen: bool, message: str) -> None:
+        """Warns when `fallen` is new; silent while it lasts."""
+        if fallen and name not in self.fallen:
+            _logger.warning(f"[{name}] step {self._trainer.state.global_step}: {message}")
+        (self.fallen.add if fallen else self.fallen.discard)(name)
+
+    def watch_scores(self, least: float, most: float, count: int) -> None:
+        """`least` and `most` of the `count` scores of a rollout, over all ranks."""
+        self.watch(
+            "reward_collapsed",
+            count > 1 and most - least <= _LEAST_SPREAD * max(abs(least), abs(most)),
+            f"all {count} scores of the rollout lie between {least:.6g} and {most:.6g}: nothing is left to learn from "
+            "them. Are the responses all alike (raise --temperature or the KL coefficient), is the reward constant "
+            "where it should not be, or is the task solved?",
+        )
+
+    def watch_lengths(self, share: float) -> None:
+        """`share` of a rollout's responses that were cut at the length limit."""
+        limit = self._trainer.args.max_completion_length
+        self.watch(
+            "all_truncated",
+            share >= 1.0,
+            f"every response of the rollout hit --max_completion_length {limit}: none has ended by itself, and what is "
+            "scored are beginnings. Raise the limit, check that the policy's end-of-sequence token is the tokenizer's, "
+            "or pay for ending (PPO: --missing_eos_penalty; GRPO: --mask_truncated_completions)",
+        )
+
+    def watch_orders(self, rates: Mapping[str, float], least: float) -> None:
+        """`rates`: per judge, the share of pairs on which its two reading orders agree; every judge is watched."""
+        for judge, rate in sorted(rates.items()):
+            self.watch(
+                f"order_inconsistent:{judge}",
+                rate < least,
+                f"the judge of {judge} agrees with itself in both reading orders on {rate:.0%} of the pairs, less than "
+                f"--min_order_consistency {least:.0%} (chance is 50 %): its scores say little. Are the responses "
+                "alike, too long, or unlike what it was trained on?",
+            )
