@@ -80,8 +80,36 @@ def main() -> None:
     data_of_stages = {"rationales": rationales, "labelled": labelled, "unlabeled": unlabeled, "held_out": held_out}
     run_stages(Course(folder, settings, training, model_args, encoder, prover_encoder, **data_of_stages))
     if training.process_index == 0:
+        write_cards(folder)
         for file in sorted([*folder.glob("*/counts.json"), *folder.glob("*/metrics.json")]):
             print(f"{file.relative_to(folder)}: {json.dumps(json.loads(file.read_text()))}")
+
+
+def write_cards(folder: Path) -> None:
+    """README.md of every judge that the stages have left so far."""
+    from reward.encoding import JudgeConfig
+    from reward.model_card import judge_facts, read_record, render_card, save_card
+
+    for judge in (folder / name for name in ("judge", *(path.name for path in folder.glob("round_*")), "final")):
+        if not (judge / "gram.json").exists():
+            continue
+        counts = json.loads((judge / "counts.json").read_text())
+        facts = judge_facts(
+            JudgeConfig.load(str(judge)), "each pair in both orders, with a rationale of its own in each"
+        )
+        facts |= {"stage": judge.name, "rows": ", ".join(f"{name} {value}" for name, value in counts.items())}
+        metrics = judge / "metrics.json"
+        measured = json.loads(metrics.read_text()) if metrics.exists() else {}
+        card = render_card(
+            "A generative reward model that reasons (GRAM-R²)",
+            "Reads a question and two responses, writes why, then says which is better; `--reward gram_r2` loads it. "
+            "arXiv 2509.02492.",
+            read_record(folder),
+            facts,
+            {f"eval_{name}": value for name, value in measured.items() if name != "pairs"},
+            tags=["reward-model", "generative-judge"],
+        )
+        save_card(card, judge)
 
 
 def small_world_defaults() -> dict:

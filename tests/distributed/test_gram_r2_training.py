@@ -46,6 +46,14 @@ def test_two_ranks_run_all_stages_and_prove_what_one_proves(tmp_path):
         len(judge.compare([Pair(*(row.prompt, row.chosen, row.rejected)) for row in read_preferences(rows, "x")])) == 22
     )
 
+    for name in ("judge", "round_1", "final"):
+        card, metrics = (out / name / "README.md").read_text(), json.loads((out / name / "metrics.json").read_text())
+        bounds = [f"{metrics[key]:.4g}" for key in ("accuracy", "accuracy_ci_low", "accuracy_ci_high")]
+        assert f"| accuracy | {' | '.join(bounds)} |" in card
+        assert f"| stage | {name} |" in card
+        assert "`compact_r2`, sha256" in card
+    assert not (out / "prover" / "README.md").exists(), "no judge, so no judge's card"
+
     encoder = answering_encoder(str(base), JudgeConfig(prompt="compact", max_length=160), ANSWER_TOKENS)
     settings = GramR2Arguments(**SETTINGS, prover=str(out / "prover"), stages=["proofs"])
     training = GramR2Config(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_length=160)
