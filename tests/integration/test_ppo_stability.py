@@ -64,6 +64,18 @@ def test_the_policy_rests_for_the_rollout_once_it_has_moved_too_far(policy, tmp_
     assert changed(steps_of(far)[0]) == [True] * 8
 
 
+def test_an_early_stop_outlives_its_checkpoint(policy, tmp_path):
+    settings = {"learning_rate": 1e-2, "steps_per_generation": 2, "num_iterations": 2, "early_stop_kl": 1e-7}
+    trainer = make_trainer(
+        policy, tmp_path, Judged(count_e), max_steps=2, save_strategy="steps", save_steps=2, **settings
+    )
+    trainer.train()
+    resumed = make_trainer(policy, tmp_path, Judged(count_e), max_steps=5, **settings)
+    resumed.train(resume_from_checkpoint="last")
+    resting = [entry["policy/resting"] for entry in resumed.state.log_history if "policy/resting" in entry]
+    assert resting == [0, 1, 1, 1, 0], "the rollout of steps 1 to 4, then the next one"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
