@@ -289,7 +289,7 @@ def test_lora_trains_an_adapter_whose_base_is_the_initial_policy(policy, tmp_pat
     log = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
     assert log[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
     assert log[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-5), "adapter dropout would move it"
-    assert abs(log[-1]["objective/kl"]) > 1e-2
+    assert max(abs(entry["objective/kl"]) for entry in log) > 1e-2
     trainer.rollout.references._known.clear()
     assert trainer.rollout.references.initial(PROMPTS) == before
     assert trainer.rollout.references.current(PROMPTS) != before
