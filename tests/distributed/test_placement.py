@@ -96,7 +96,9 @@ def test_ppo_and_grpo_train_on_a_sharded_judge(judge, tmp_path):
     report = json.loads((tmp_path / "rank0.json").read_text())
     assert set(report) == {"ppo", "grpo", "swiss"}
     for name, entries in report.items():
-        start, *steps, end = entries  # proxy, judged by the shards, and gold by the whole one, on five fixed prompts
+        # On five fixed prompts the proxy is judged by the shards and gold by the whole one.
+        start, end = (entry for entry in entries if "overopt/gold" in entry)
+        steps = [entry for entry in entries if "objective/gold" in entry]
         for line in (start, end):
             assert line["overopt/proxy"] == pytest.approx(line["overopt/gold"], abs=1e-5), name
         assert start["overopt/kl"] == 0 != end["overopt/kl"]
@@ -110,6 +112,7 @@ def test_ppo_and_grpo_train_on_a_sharded_judge(judge, tmp_path):
     assert json.loads((tmp_path / "rank1.json").read_text()).keys() == report.keys()
 
 
+@pytest.mark.slow
 def test_a_sharded_judge_that_reasons_writes_what_a_whole_one_writes(tmp_path):
     folder = save_reasoning_judge(tmp_path / "r2")
     run_deepspeed([SCRIPT.with_name("sharded_r2.py"), folder, tmp_path])

@@ -114,7 +114,7 @@ def test_the_curve_from_end_to_end(recipe, toys, settings, tmp_path, monkeypatch
     assert not (out / "run").exists()
 
     # 0 labels: nothing is trained or saved, and the accuracies are those of the models as they are.
-    assert started[0][1] == {"config.yaml", "run.json", "metrics.json"}
+    assert started[0][1] == {"config.yaml", "run.json", "run.yaml", "metrics.json"}
     assert "adapter_model.safetensors" in started[3][1]
     pairs = read_preferences([json.loads(line) for line in (toys / "test.jsonl").read_text().splitlines()], "test")
     judge = BothOrders(GramJudge.from_pretrained(str(toys / "judge")))

@@ -1,5 +1,6 @@
 """PPO, GRPO and an evaluation with `--reward gram_r2 --reward_model DIR` and no other change."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from recipes import evaluate_reward
 from reward.evaluation.records import judged, read_records
 from reward.judges.gram_r2 import GramR2Judge
 from reward.judges.votes import Sampling
@@ -86,7 +86,8 @@ def test_an_evaluation_keeps_what_the_judge_wrote(toys, tmp_path, monkeypatch):
     settings |= {"dataset": tmp_path / "pairs.jsonl", "output_dir": tmp_path / "out", "resamples": 100}
     words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["evaluate_reward.py", *words])
-    evaluate_reward.main()
+    monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
+    importlib.import_module("evaluate_reward").main()
     judge = BothOrders(GramR2Judge.from_pretrained(str(toys / "judge"), Sampling(3), answer_tokens=12))
     records = read_records(tmp_path / "out" / "judgments.jsonl", judge.fingerprint)
     expected = judge.compare([Pair(as_prompt(row["prompt"]), row["chosen"], row["rejected"]) for row in rows])

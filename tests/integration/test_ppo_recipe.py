@@ -1,5 +1,6 @@
 """`recipes/ppo_gram.py` as a person starts it, on a toy policy and a toy judge."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from reward.encoding import JudgeConfig
+from reward.errors import GramError
 from tests.conftest import REPOSITORY, run_deepspeed
 from tests.gram_toys import TOPICS, save_toy_model, write_rows
 from tests.model_cards import check_card
@@ -140,22 +142,25 @@ def test_accelerate_launches_it_too(toys, tmp_path):
     assert (out / "adapter_model.safetensors").exists()
 
 
+def test_bad_input_ends_with_one_readable_line(toys, tmp_path):
+    status, output = run([sys.executable, RECIPE, *flags(toys, tmp_path, reward_modle="x")])
+    assert status == 2, output[-2000:]
+    assert "'--reward_modle' in the command line is no flag of this recipe; did you mean --reward_model" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"reward_modle": "x"},
-            "'--reward_modle' in the command line is no flag of this recipe; did you mean --reward_model",
-        ),
         ({"reward": "gramm"}, "--reward gramm is unknown: choose one of gram"),
         ({"reward_reference": "dataset"}, "--reward_reference dataset needs a column 'reference'"),
         ({"max_completion_length": 127}, "room for 1"),
         ({"reward_model": "no/such-judge"}, "no model can be loaded from no/such-judge"),
     ],
 )
-def test_bad_input_ends_with_one_readable_line(toys, tmp_path, change, message):
-    status, output = run([sys.executable, RECIPE, *flags(toys, tmp_path, **change)])
-    assert status == 2, output[-2000:]
-    assert message in output
-    assert "Traceback" not in output
-    assert "Loading weights" not in output, "refused before any weights load"
+def test_bad_input_is_refused_before_any_weights_load(toys, tmp_path, change, message, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags(toys, tmp_path, **change)])
+    monkeypatch.syspath_prepend(str(RECIPE.parent))
+    with pytest.raises(GramError, match=message):
+        importlib.import_module("ppo_gram").main()
+    assert "Loading weights" not in "".join(capfd.readouterr())

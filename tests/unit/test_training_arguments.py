@@ -91,7 +91,7 @@ def test_judge_settings_lie_over_the_models_own(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": "grm"}, "unknown judge prompt 'grm': choose one of compact, gram"),
+        ({"prompt": "grm"}, "unknown judge prompt 'grm': choose one of compact, compact_r2, gram, gram_r2"),
         ({"labels": ["A", "A"]}, "two different label strings"),
         ({"template_kwargs": "date=1"}, "is not JSON"),
         ({"template_kwargs": "[1]"}, "not a mapping"),
