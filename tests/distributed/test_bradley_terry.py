@@ -25,6 +25,7 @@ def weights_of(folder):
     return AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_weights_of_one(tmp_path):
     """The recipe under `deepspeed` with 2 ranks x 3 pairs x 2 steps, against 12 pairs at once in this process."""
     causal, toy = save_toy_model(tmp_path / "causal"), tmp_path / "toy"

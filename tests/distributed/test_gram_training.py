@@ -133,6 +133,7 @@ run_main(main)
 """
 
 
+@pytest.mark.slow
 def test_ranks_agree_and_an_adapter_is_saved(toy, tmp_path):
     """LoRA under ZeRO-3, with five held-out pairs: the ranks' batches are uneven."""
     script, out = tmp_path / "script.py", tmp_path / "out"

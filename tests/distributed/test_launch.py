@@ -117,6 +117,7 @@ def test_an_error_on_one_rank_ends_the_launch(recipe, tmp_path):
     assert reports(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_error_of_every_rank_is_told_once(recipe, tmp_path):
     ended = run_deepspeed([recipe, "--fail_on_rnk=0"], cwd=tmp_path, check=False)
     assert ended.returncode == 2

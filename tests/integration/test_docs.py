@@ -115,12 +115,12 @@ def python(monkeypatch, capsys):
 
 
 def often(command: str):
-    """The command; slow where another one runs the same recipe with other numbers."""
-    repeated = "--max_train_samples 300" in command or "--benchmark" in command
-    return pytest.param(command, marks=pytest.mark.slow) if repeated else command
+    """The command; slow where a test of its recipe runs more of it, or another command the same with other numbers."""
+    elsewhere = ("pretrain_gram", "finetune_gram", "train_bradley_terry", "train_gram_r2", "--benchmark")
+    return pytest.param(command, marks=pytest.mark.slow) if any(word in command for word in elsewhere) else command
 
 
-@pytest.mark.parametrize("command", map(often, RUNNABLE))
+@pytest.mark.parametrize("command", [often(command) for command in RUNNABLE])
 def test_a_command_of_the_readme_runs(command, toys, tmp_path, python):
     words = shlex.split(command)
     here = {
