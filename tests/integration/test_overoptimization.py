@@ -35,7 +35,7 @@ from tests.gram_toys import save_toy_model
 from tests.ppo_toys import PROMPTS, Judged, count_e
 
 HELD_OUT = ["Say tea", "Tell me all about rivers and maps", "Tell me about birds"]
-CLOCKS = ("seconds", "share", "memory", "step_time", "train_runtime", "train_samples", "train_steps", "judgments_per_second")
+CLOCKS = ("seconds", "share", "memory", "step_time", "train_runtime", "train_samples", "train_steps")
 
 
 @pytest.fixture(scope="module")
