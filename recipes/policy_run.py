@@ -186,10 +186,11 @@ def print_plan(
         adapter=_adapter(config, args, model_args),
         critic_full=isinstance(args, PPOConfig) and args.critic_full,
     )
+    responses = args.per_device_train_batch_size * args.steps_per_generation
     on_top = phases(
         shape_of(config, count),
         setup,
-        rollout=args.per_device_train_batch_size * args.steps_per_generation,
+        rollout=responses + (responses // args.num_generations if reference == "greedy" else 0),
         minibatch=args.per_device_train_batch_size,
         tokens=prompts.longest + args.max_completion_length,
         critic=critic,

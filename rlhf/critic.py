@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl.trainer.utils import disable_dropout_in_model
 
 from reward.errors import SettingsError
+from rlhf.packing import in_lines
 
 STATE_FOLDER = "critic_state"
 _HEADS = ["score", "classifier"]  # what transformers' token classifiers call their last layer
@@ -142,10 +143,10 @@ class Critic:
         self.accelerator = accelerator
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
-        self.module = model
+        self.module = model.train()  # or its layers would neither checkpoint activations nor differentiate four bits
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay
+            trained, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True
         )
         self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.sharded:
@@ -171,10 +172,15 @@ class Critic:
         """
         ids = torch.cat([prompt_ids, response_ids], dim=1)  # (B, P+T)
         mask = torch.cat([prompt_mask, response_mask], dim=1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)  # so that left padding shifts nothing
+        lines = in_lines(self.model, mask)
         with self.accelerator.autocast():
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-        return logits[:, prompt_ids.size(1) - 1 : -1, 0].float()
+            logits = self.model(
+                input_ids=lines.lay(ids, 0),
+                attention_mask=lines.attention_mask,
+                position_ids=lines.positions,
+                use_cache=False,
+            ).logits
+        return lines.back(logits[:, :, 0].float())[:, prompt_ids.size(1) - 1 : -1]
 
     def step(self, loss: Tensor, *, boundary: bool, schedule: float) -> float:
         """One backward pass; at a `boundary` of gradient accumulation also an optimizer step.

@@ -19,6 +19,7 @@ from reward.types import RewardBackend
 from rlhf.checkpoint import Checkpoints
 from rlhf.guards import require_finite, require_near
 from rlhf.judged import JudgedArguments, JudgedRollout, check_data
+from rlhf.logprobs import response_logps, suit_processor
 from rlhf.references import References, load_initial_policy, refuse_loaded_adapter
 
 
@@ -111,6 +112,9 @@ class JudgedGRPOTrainer(GRPOTrainer):
             quantization_config=quantization_config,
             tools=tools,
         )
+        suit_processor(self.model, self.accelerator.device)
+        if self.ref_model is not None:
+            suit_processor(self.ref_model, self.accelerator.device)
         needs_initial = bool(args.win_rate_steps or args.gold_steps) or reference == "initial"
         initial_policy = self.ref_model
         if needs_initial:
@@ -143,6 +147,9 @@ class JudgedGRPOTrainer(GRPOTrainer):
         with self.rollout.phases("rollout"):
             return super()._generate(prompts)
 
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        return self.rollout.sample(super()._generate_single_turn, prompt_ids, *args, **kwargs)
+
     def _generate_and_score_completions(self, inputs):
         with self.rollout.phases("scoring"):  # log-probabilities and advantages: less the phases inside
             return super()._generate_and_score_completions(inputs)
@@ -150,6 +157,9 @@ class JudgedGRPOTrainer(GRPOTrainer):
     def training_step(self, model, inputs, num_items_in_batch):
         with self.rollout.training_phases("optimisation"):  # less the phases inside
             return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        return response_logps(self, *args, **kwargs)
 
     def _compute_loss(self, model, inputs):
         loss = super()._compute_loss(model, inputs)

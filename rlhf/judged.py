@@ -6,7 +6,7 @@ logged. Metrics of the reward are sums over all ranks, not means of means.
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +26,7 @@ from rlhf import samples
 from rlhf.guards import Warnings
 from rlhf.memory import peak_bytes
 from rlhf.references import References
+from rlhf.rollouts import samples_here, together
 
 REFERENCES = ("greedy", "initial", "dataset")
 _logger = get_logger(__name__)
@@ -183,6 +184,20 @@ class JudgedRollout:
     @property
     def phases(self) -> Phases:
         return self.training_phases if self._trainer.model.training else self._evaluation_phases
+
+    def sample(self, single_turn: Callable, prompt_ids: list[list[int]], *args, **kwargs) -> tuple[list, Any]:
+        """What TRL's `single_turn` samples after each prompt, with the greedy references in the same batch."""
+        trainer = self._trainer
+        if not samples_here(trainer):
+            return single_turn(prompt_ids, *args, **kwargs)
+        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        greedy = prompt_ids[::size] if self.reference == "greedy" else []
+        share = trainer.args.ds3_gather_for_generation and bool(size > 1 or greedy)
+        with together(trainer.accelerator.unwrap_model(trainer.model_wrapped), len(prompt_ids), share):
+            ids, log_probabilities = single_turn([*prompt_ids, *greedy], *args, **kwargs)
+        if greedy:
+            self.references.keep(ids[len(prompt_ids) :])
+        return ids[: len(prompt_ids)], log_probabilities
 
     def score_rows(self, prompts, completions, *, log_metric, log_extra, **columns) -> list[float | None]:
         """TRL's reward function: rows of this rank in, one score a row out, None where there is none.

@@ -19,7 +19,7 @@ from reward.types import Placed
 _FLOAT32 = 4
 _ADAM_STATES = 2  # first and second moment
 _LIVE = 10**9  # stage3_max_live_parameters and sub_group_size of ds_configs/
-_TILE = (4096, 32_768)  # tokens and vocabulary of a tile in TRL's fused output embedding
+_TILE = (4096, 32_768)  # tokens and vocabulary of a tile in TRL's fused output embedding, on a GPU; else smaller
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ def phases(
     """What each phase of a step takes on one rank on top of the models, estimated.
 
     Args:
-        rollout, minibatch: responses on this rank. tokens: of the longest prompt with the longest response.
+        rollout: rows that this rank decodes at once, responses and the greedy references beside them. minibatch:
+            responses on this rank. tokens: of the longest prompt with the longest response.
         decodes_here: whether this process decodes; no under vLLM. gathers: whether ZeRO-3 makes the policy whole on
             every rank to decode (`--ds3_gather_for_generation`).
     """

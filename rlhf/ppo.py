@@ -36,6 +36,7 @@ from rlhf.checkpoint import Checkpoints
 from rlhf.critic import Critic, load_critic, with_adapter
 from rlhf.guards import require_finite, require_near
 from rlhf.judged import JudgedRollout, check_data
+from rlhf.logprobs import response_logps, suit_processor
 from rlhf.ppo_config import PPOConfig
 from rlhf.references import References, load_initial_policy, refuse_loaded_adapter
 
@@ -106,6 +107,7 @@ class PPOTrainer(GRPOTrainer):
             quantization_config=quantization_config,
             tools=tools,
         )
+        suit_processor(self.model, self.accelerator.device)
         self._peft = peft_config is not None
         refuse_loaded_adapter(self, peft_config)
         if not self._peft:
@@ -162,6 +164,9 @@ class PPOTrainer(GRPOTrainer):
     def _generate(self, prompts: list):
         with self.rollout.phases("rollout"):
             return super()._generate(prompts)
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        return self.rollout.sample(super()._generate_single_turn, prompt_ids, *args, **kwargs)
 
     # --- rollout: log-probabilities, values, advantages -----------------------------------------------------------
 
@@ -273,7 +278,7 @@ class PPOTrainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        read = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        read = response_logps(self, *args, **kwargs)
         if read[0].requires_grad:
             self._logps, self._entropies = read[0].detach(), read[1].detach()  # of the minibatch, for metrics
         return read

@@ -24,6 +24,7 @@ from trl.trainer.utils import (
 
 from reward.errors import SettingsError
 from reward.types import Message, Prompt, as_prompt
+from rlhf.logprobs import suit_processor
 
 
 def load_initial_policy(trainer: GRPOTrainer) -> torch.nn.Module:
@@ -34,6 +35,7 @@ def load_initial_policy(trainer: GRPOTrainer) -> torch.nn.Module:
     kwargs.setdefault("attn_implementation", trainer.model.config._attn_implementation)
     model = create_model_from_path(get_config_model_id(trainer.model.config), **kwargs)
     add_fused_lm_head(model, temperature=trainer.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
+    suit_processor(model, trainer.accelerator.device)
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)
     return trainer.accelerator.prepare_model(model.eval(), evaluation_mode=True)
@@ -76,6 +78,7 @@ class References:
         self._trainer = trainer
         self.initial_policy = initial_policy
         self._known: dict[Prompt, str] = {}  # the initial policy's responses
+        self._beside: list[str] | None = None  # the current policy's, where they were decoded with the samples
         self._settings = {
             "do_sample": False,
             "repetition_penalty": 1.0,  # some models' own generation_config sets one, and greedy means the arg max
@@ -85,8 +88,15 @@ class References:
             "eos_token_id": trainer.eos_token_ids,
         }
 
+    def keep(self, ids: list[list[int]]) -> None:
+        """The tokens of the current policy's responses to the prompts that `current` is asked for next."""
+        self._beside = self._trainer._tokenizer.batch_decode(ids, skip_special_tokens=True)
+
     def current(self, prompts: list) -> list[str]:
         """The current policy's responses."""
+        if self._beside is not None:
+            texts, self._beside = self._beside, None
+            return texts
         return self._decode(self._trainer.model_wrapped, prompts).texts
 
     def initial(self, prompts: list) -> list[str]:

@@ -23,6 +23,10 @@ def quantization_of(arguments: ModelConfig) -> BitsAndBytesConfig | None:
         raise SettingsError(f"{wanted}: quantised weights cannot be trained, adapters on them can: add --use_peft")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SettingsError(f'{wanted} needs bitsandbytes: pip install "gram-rlhf[qlora]"')
+    import bitsandbytes
+
+    # Its layout for processors has no backward pass, is chosen by the first forward in evaluation mode, and stays.
+    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
     return get_quantization_config(arguments)
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from reward.errors import SettingsError
 from rlhf.critic import Critic, load_critic
+from rlhf.packing import keeps_rows_apart
 from tests.gram_toys import save_toy_model
 from tests.ppo_toys import ADVANTAGES, PROMPTS, Judged, count_e, make_trainer, minibatch
 from tests.support import byte_tokenizer, tiny_model
@@ -140,3 +141,17 @@ def test_a_checkpoint_that_lacks_weights_is_no_critic(policy, tmp_path):
     damaged = rewrite(policy, tmp_path / "p", lambda weights: weights.pop("model.norm.weight"))
     with pytest.raises(SettingsError, match=r"lacks the weights \['model.norm.weight'\]"):
         load_critic(damaged, initial_value=0.5)
+
+
+def test_the_critic_checkpoints_its_activations_while_it_learns(policy):
+    """A model fresh from `from_pretrained` is in evaluation mode, where transformers recomputes nothing."""
+    critic = load_critic(policy, initial_value=0.5)
+    critic.gradient_checkpointing_enable()
+    read = []
+    critic.model.layers[0].self_attn.register_forward_hook(lambda *_: read.append(1))
+    learner = Critic(critic, Accelerator(cpu=True), learning_rate=1e-3, max_grad_norm=1.0)
+    ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.long)
+    keeps_rows_apart(critic)
+    read.clear()
+    learner.values(ids, mask, ids, mask).sum().backward()
+    assert len(read) == 2, "once forward, once again for the backward pass"

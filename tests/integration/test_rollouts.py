@@ -180,3 +180,76 @@ def test_a_conversation_with_tools_reaches_the_judge_as_it_reached_the_policy(me
     assert said.startswith("<tool_call>"), said
     assert "It is 5." in said
     assert json.loads(said.split("<tool_call>\n")[1].split("\n</tool_call>")[0])["arguments"] == {"a": 2, "b": 3}
+
+
+# --- one decoding a rollout -------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Counts the forwards of a model and the rows and tokens that each read."""
+
+    def __init__(self, model):
+        self.read = []
+        model.model.register_forward_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs, output):
+        self.read.append(tuple(output.last_hidden_state.shape[:2]))
+
+
+def sharp_policy(folder):
+    """A policy whose likeliest token depends on the prompt."""
+    tokenizer = toy_tokenizer(chat=True)
+    config = toy_model(tokenizer).config
+    config.tie_word_embeddings, config.initializer_range = False, 0.5
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def ppo(policy, output_dir, prompts, **settings):
+    args = PPOConfig(output_dir=str(output_dir), **{**SETTINGS, **settings})
+    data = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
+    trainer = PPOTrainer(policy, Judged(count_e), args, data, reference="greedy")
+    trainer.model.train()
+    return trainer
+
+
+def test_greedy_references_are_written_beside_the_samples_and_each_prompt_is_read_once(tmp_path):
+    """Two samples and the reference of a prompt: one reading of the prompt, one `generate`, and the texts that a greedy
+    decoding of its own gives.
+    """
+    prompts = [*PROMPTS, "Say something about the sea and the wind", "x"]
+    trainer = ppo(sharp_policy(tmp_path / "policy"), tmp_path, prompts, num_generations=2, temperature=3.0)
+    rows = [prompt for prompt in PROMPTS for _ in range(2)]
+    alone = trainer.rollout.references.current(PROMPTS)
+    counted = Counted(trainer.model)
+    ids, completions = trainer._generate(rows)[:2]
+    assert counted.read[0][0] == 4, "every prompt once, without its last token"
+    assert {size for size in counted.read[1:]} == {(12, 1)}, "8 samples and 4 references, a token at a time"
+    assert len(ids) == len(completions) == 8
+    steps = len(counted.read)
+    assert trainer.rollout.references.current(PROMPTS) == alone
+    assert len(counted.read) == steps, "nothing is decoded for them again"
+    assert len(set(alone)) > 1, "the toy must tell its prompts apart"
+    assert any(a != b for a, b in zip(completions[::2], completions[1::2], strict=True)), "samples are sampled"
+
+
+def test_what_is_sampled_does_not_depend_on_how_often_its_prompt_is_read(tmp_path, monkeypatch):
+    """The likeliest of each token, from shared readings of prompts of many lengths: what each prompt gets alone."""
+    prompts = ["x", "Tell me about rain", "Say something about the sea and the wind, and then about the hills " * 3]
+    trainer = ppo(sharp_policy(tmp_path / "policy"), tmp_path, prompts * 4, num_generations=2, temperature=1e-4)
+    texts = trainer._generate([prompt for prompt in prompts for _ in range(2)])[3]
+    greedy = trainer.rollout.references.current(prompts)
+    monkeypatch.setattr("rlhf.judged.samples_here", lambda trainer: False)
+    for prompt, sampled, reference in zip(prompts, texts[::2], greedy, strict=True):
+        assert trainer._generate([prompt] * 2)[3] == [sampled] * 2
+        assert trainer.rollout.references.current([prompt]) == [reference] == [sampled]
+
+
+@pytest.mark.parametrize("settings", [{"generation_kwargs": {"do_sample": True}}, {"cache_implementation": "static"}])
+def test_settings_of_the_users_own_are_decoded_as_trl_does(tmp_path, settings):
+    trainer = ppo(sharp_policy(tmp_path / "policy"), tmp_path, PROMPTS * 2, **settings)
+    counted = Counted(trainer.model)
+    trainer._generate(PROMPTS)
+    assert counted.read[0][0] == 4 and {rows for rows, _ in counted.read} == {4}

@@ -1,0 +1,103 @@
+"""Forwards without padding: the rows of a minibatch laid end to end, as few lines as hold them.
+
+A rollout is padded to its longest prompt and its longest response, and a row is seldom both. Positions that begin again
+at 0 tell transformers where a row begins, and no row sees another.
+
+Legend: B rows of S tokens, padded on both sides; R lines of W cells.
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_keeps_apart: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where the tokens of rows (B, S) stand."""
+
+    cells: Tensor  # (R, W) numbers of tokens in the flattened rows; B * S for a cell without one
+    positions: Tensor  # (R, W), 0 without one
+    attention_mask: Tensor | None  # (R, W); None where positions alone tell rows apart
+    shape: tuple[int, int]
+
+    def lay(self, values: Tensor, empty: int) -> Tensor:
+        """Values of the tokens (B, S), in lines (R, W)."""
+        return torch.cat([values.flatten(), values.new_tensor([empty])])[self.cells]
+
+    def back(self, values: Tensor) -> Tensor:
+        """Values in lines (R, W), a token each (B, S); 0 where there is none."""
+        size = self.shape[0] * self.shape[1]
+        return values.new_zeros(size + 1).scatter(0, self.cells.flatten(), values.flatten())[:size].view(self.shape)
+
+
+def in_lines(model: nn.Module, mask: Tensor) -> Lines:
+    """Lines for the rows (B, S) of `mask`, no wider than the longest; a row a line where `model` would mix rows up."""
+    if not keeps_rows_apart(model):
+        return _row_a_line(mask)
+    lengths = mask.sum(1).tolist()
+    # Flash attention finds rows in a single line only; other kernels read W x W, whoever belongs together.
+    width = sum(lengths) if _inner(model).config._attn_implementation.startswith("flash") else max(lengths)
+    tokens = mask.flatten().nonzero().squeeze(1).split(lengths)
+    places = (mask.cumsum(1) - 1).flatten()
+    lines = [torch.cat([tokens[number] for number in line]) for line in _fill(lengths, width)]
+    cells = torch.stack([nn.functional.pad(line, (0, width - len(line)), value=mask.numel()) for line in lines])
+    return Lines(cells, torch.cat([places, places.new_zeros(1)])[cells], None, tuple(mask.shape))
+
+
+def _row_a_line(mask: Tensor) -> Lines:
+    columns = mask.any(0).nonzero().squeeze(1)
+    kept = mask[:, columns]
+    numbers = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[:, columns]
+    cells = numbers.masked_fill(kept == 0, mask.numel())
+    return Lines(cells, (kept.cumsum(1) - 1).clamp(min=0), kept, tuple(mask.shape))
+
+
+def _fill(lengths: list[int], width: int) -> list[list[int]]:
+    """Numbers of the rows of each line: the longest first, each into the first line that has room for it.
+
+    >>> _fill([3, 7, 4, 5], 8)
+    [[1], [3, 0], [2]]
+    """
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        line = next((line for line, left in enumerate(room) if left >= lengths[number]), len(lines))
+        if line == len(lines):
+            lines.append([])
+            room.append(width)
+        lines[line].append(number)
+        room[line] -= lengths[number]
+    return lines
+
+
+def keeps_rows_apart(model: nn.Module) -> bool:
+    """Whether what `model` says of a row is the same, bit for bit, whatever stands before it in its line.
+
+    Asked of the model itself, once: two forwards of eight tokens. A state that flows on (Mamba) or a mask that does not
+    look at positions answers no.
+    """
+    inner = _inner(model)
+    if inner not in _keeps_apart:
+        training = inner.training
+        inner.eval()
+        first, second = (_read(inner, before) for before in ((0, 1, 2, 3), (3, 2, 1, 0)))
+        inner.train(training)
+        _keeps_apart[inner] = torch.equal(first, second)
+    return _keeps_apart[inner]
+
+
+@torch.no_grad()
+def _read(model: PreTrainedModel, before: tuple[int, ...]) -> Tensor:
+    ids = torch.tensor([[*before, 4, 5, 6, 7]], device=model.device)
+    positions = torch.arange(4, device=ids.device).repeat(2).unsqueeze(0)
+    return model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, 4:]
+
+
+def _inner(model: nn.Module) -> PreTrainedModel:
+    """Below an engine, DDP and PEFT."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
