@@ -14,6 +14,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from reward.judges.label_logits import left_pad
 from reward.models import batches_by_length
 
 LEAST_SAVED = 64  # tokens that a node must save over all that continue it: each level of the tree costs a forward
@@ -122,6 +123,19 @@ def _batched(nodes: Sequence[Node], token_budget: int) -> list[Step]:
 # --- keys and values --------------------------------------------------------------------------------------------------
 
 
+def inputs_of(step: Step, pad_id: int, device: torch.device) -> tuple[dict[str, torch.Tensor], DynamicCache | None]:
+    """What a model reads in `step`: its own tokens padded on the left, and the keys and values of what is above.
+
+    Mask and positions count what is above too. No cache where nothing is above and nothing reads on.
+    """
+    inputs = left_pad([node.ids for node in step], pad_id, device)
+    past, mask = gather(step, device)
+    if past is not None:
+        inputs["position_ids"] += mask.sum(1, keepdim=True)
+        inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
+    return inputs, past
+
+
 def gather(step: Step, device: torch.device) -> tuple[DynamicCache | None, torch.Tensor | None]:
     """Keys and values of all that is above each node of `step`, padded on the left, and their mask (B, P).
 
@@ -150,7 +164,7 @@ def gather(step: Step, device: torch.device) -> tuple[DynamicCache | None, torch
     return cache, mask[rows]
 
 
-def keep(step: Step, cache: DynamicCache) -> None:
+def keep(step: Step, cache: DynamicCache | None) -> None:
     """Takes the step's own keys and values from `cache` where others read on, and lets go of what none will read."""
     for row, node in enumerate(step):
         if node.key is None:
