@@ -209,14 +209,14 @@ def _questions(statuses: Sequence[_Status]) -> list[Pair]:
 
 
 def dealt(questions: Sequence[Pair], ranks: int) -> list[list[Pair]]:
-    """The questions of each rank: equal lengths of one line on which those stand together that a judge reads together.
+    """The questions of each rank: equal pieces of one line on which those stand together that a judge reads together.
 
-    So at most `ranks` - 1 groups are torn apart, and of a torn group all but one of the first responses stay whole.
-    A rank has more or less than its share by at most one question's length.
+    A question is as long as what it adds to the one before it: a judge reads a prompt once, and a first response. So
+    at most `ranks` - 1 groups are torn apart, and a rank has its share but for one question more or less.
     """
     place = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair.prompt for pair in questions))}
     line = sorted(questions, key=lambda pair: (place[pair.prompt], pair.response_a))
-    lengths = [_length(pair) for pair in line]
+    lengths = [_added(pair, before) for pair, before in zip(line, [None, *line[:-1]], strict=True)] if line else []
     total = sum(lengths)
     hands: list[list[Pair]] = [[] for _ in range(ranks)]
     for pair, length, end in zip(line, lengths, accumulate(lengths), strict=True):
@@ -224,9 +224,12 @@ def dealt(questions: Sequence[Pair], ranks: int) -> list[list[Pair]]:
     return hands
 
 
-def _length(pair: Pair) -> int:
+def _added(pair: Pair, before: Pair | None) -> int:
     """Characters, and one: no question is without length."""
-    return 1 + len(pair.response_a) + len(pair.response_b) + sum(len(message.content) for message in pair.prompt)
+    length = 1 + len(pair.response_b)
+    if before is None or pair.prompt != before.prompt:
+        return length + len(pair.response_a) + sum(len(message.content) for message in pair.prompt)
+    return length + (len(pair.response_a) if pair.response_a != before.response_a else 0)
 
 
 class TogetherReward:

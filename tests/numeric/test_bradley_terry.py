@@ -165,7 +165,9 @@ def test_a_conversation_that_the_template_refuses_is_no_score_and_no_trouble_for
 
 LONG = as_prompt("What is the weather like, and what was it like yesterday and the day before? " * 8)
 SHARED = [
-    Group(LONG, ("fine", "It is fine today, and the answer is four. " * 9, "", "fine", "It is fine today", "rain " * 9)),
+    Group(
+        LONG, ("fine", "It is fine today, and the answer is four. " * 9, "", "fine", "It is fine today", "rain " * 9)
+    ),
     Group(CHAT, ("four", "The weather is fine today" * 3)),
     Group(as_prompt(LONG[0].content + "And now?"), ("no", "yes it is", "no it is not")),
 ]
