@@ -6,7 +6,8 @@ Legend: B responses in a batch, T tokens.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -23,12 +24,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from reward.encoding import DEFAULT_TEMPLATE_KWARGS, MIN_SLOT_TOKENS, Encoded
 from reward.errors import ContextTooShortError, PromptError, SettingsError
+from reward.judges.prefixes import Step, can_share, inputs_of, keep, plan
 from reward.metrics import merge
-from reward.models import batches_by_length, default_token_budget, fingerprint
+from reward.models import default_token_budget, fingerprint
 from reward.placement import whole
 from reward.prompts import COMPACT, Neutraliser, render_conversation
 from reward.types import Group, GroupScore, Message, Metric, Prompt
@@ -193,8 +196,9 @@ class BradleyTerryReward:
     """Scores a response by the one logit of a sequence classifier, on its own scale (any real number).
 
     A score is what the model's own forward gives for the unpadded row alone, as model cards compute it: the logit at
-    the last token that is not the `pad_token_id` of the model's configuration. Inputs are sorted by length and
-    batched under `token_budget` tokens, padding included; batch size, neighbours and the tokenizer's padding settings
+    the last token that is not the `pad_token_id` of the model's configuration. A forward reads up to `token_budget`
+    tokens, padding included; a beginning that rows share is read once where the model is a decoder that transformers
+    gives its own score head (`reward.judges.prefixes`). Batch size, neighbours and the tokenizer's padding settings
     change nothing beyond float tolerance. A logit that is not finite is no score.
 
     >>> reward = BradleyTerryReward.from_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")  # doctest: +SKIP
@@ -212,6 +216,7 @@ class BradleyTerryReward:
         self.encoder = encoder
         self.token_budget = token_budget or default_token_budget(model.device)
         self.name = name
+        self.shares = _shares(model)
         reading = {"max_length": encoder.max_length, "template_kwargs": DEFAULT_TEMPLATE_KWARGS}
         self.fingerprint = fingerprint(model, encoder.tokenizer, reading)
         model.config.use_cache = False  # keys and values would be kept for nothing
@@ -278,12 +283,26 @@ class BradleyTerryReward:
     def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """One score a row of ids, NaN for a row without ids or with a logit that is not finite."""
         scores = [math.nan] * len(rows)
-        lengths = {i: len(row) for i, row in enumerate(rows) if row}
-        for batch in batches_by_length(lengths, self.token_budget):
-            logits = self._logits([rows[i] for i in batch])
-            for i, logit in zip(batch, logits.tolist(), strict=True):
-                scores[i] = logit if math.isfinite(logit) else math.nan
+        ends = {i: self._end(row) if self.shares else len(row) for i, row in enumerate(rows) if row}
+        for step in plan({i: rows[i][:end] for i, end in ends.items()}, self.token_budget, self.shares):
+            logits = self._read_on(step) if self.shares else self._logits([node.ids for node in step])
+            for node, logit in zip(step, logits.tolist(), strict=True):
+                if node.key is not None:
+                    scores[node.key] = logit if math.isfinite(logit) else math.nan
         return scores
+
+    def _end(self, row: Sequence[int]) -> int:
+        """Tokens up to the one that a decoder scores: none after it changes what it reads."""
+        declared = self.model.config.get_text_config().pad_token_id
+        return next((end for end in range(len(row), 0, -1) if row[end - 1] != declared), 1)
+
+    def _read_on(self, step: Step) -> torch.Tensor:
+        """(B,) float32, each at its last token."""
+        inputs, past = inputs_of(step, pad_id := _ends_none([node.ids for node in step]), self.model.device)
+        with self._padding(pad_id):
+            logits = self.model(**inputs, past_key_values=past, use_cache=past is not None).logits  # (B, 1)
+        keep(step, past)
+        return logits[:, 0].float().cpu()
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B,) float32. Padded on the right: causal models and encoders alike then see a row as if it were alone.
@@ -291,18 +310,41 @@ class BradleyTerryReward:
         transformers finds a row's last token by its id, the last one that is not padding. Where the model declares no
         such id, the one that ends no row marks the position: the row's own last token.
         """
-        config = self.model.config.get_text_config()
-        declared = pad_id = config.pad_token_id
+        pad_id = self.model.config.get_text_config().pad_token_id
         if pad_id is None or pad_id < 0:  # some configurations say -1
-            ends = {row[-1] for row in rows}
-            pad_id = next(id_ for id_ in count() if id_ not in ends)
+            pad_id = _ends_none(rows)
         tensors = [torch.tensor(row) for row in rows]
         ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id).to(self.model.device)  # (B, T)
         mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True).to(self.model.device)
-        config.pad_token_id = pad_id
-        logits = self.model(input_ids=ids, attention_mask=mask).logits  # (B, 1)
-        config.pad_token_id = declared
+        with self._padding(pad_id):
+            logits = self.model(input_ids=ids, attention_mask=mask).logits  # (B, 1)
         return logits[:, 0].float().cpu()
+
+    @contextmanager
+    def _padding(self, pad_id: int) -> Iterator[None]:
+        """While active, the model takes `pad_id` for padding."""
+        config = self.model.config.get_text_config()
+        declared, config.pad_token_id = config.pad_token_id, pad_id
+        try:
+            yield
+        finally:
+            config.pad_token_id = declared
+
+
+def _ends_none(rows: Sequence[Sequence[int]]) -> int:
+    """A token id that is the last of no row."""
+    ends = {row[-1] for row in rows}
+    return next(id_ for id_ in count() if id_ not in ends)
+
+
+def _shares(model: PreTrainedModel) -> bool:
+    """Whether the model reads from left to right, keeps all it has read, and scores at the last token.
+
+    transformers gives decoders without a score head of their own design one class for it, with one way to be called.
+    """
+    config = model.config.get_text_config()
+    both_ways = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False)
+    return isinstance(model, GenericForSequenceClassification) and not both_ways and can_share(model)
 
 
 COMBINATIONS = {"mean": fmean, "min": min}

@@ -6,6 +6,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -225,7 +226,8 @@ class JudgeEncoder:
 
     def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
         """Judge inputs, cut to `max_length`. Markers, ending and label position are never cut."""
-        slots = [self._safe_slots(pair) for pair in pairs]
+        safe = cache(self.neutralise)  # a response stands in many pairs
+        slots = [{name: safe(text) for name, text in slots_of(pair).items()} for pair in pairs]
         ids = self.tokenize([self._text(slot) for slot in slots])
         encoded = []
         for slot, row in zip(slots, ids, strict=True):
@@ -257,9 +259,6 @@ class JudgeEncoder:
             return "a marker of the prompt inside the texts could end their slot"
         return ""
 
-    def _safe_slots(self, pair: Pair) -> dict[str, str]:
-        return {name: self.neutralise(text) for name, text in slots_of(pair).items()}
-
     # --- stage 1 --------------------------------------------------------------------------------------------------
 
     def encode_pretrain(self, prompt: Prompt, response_a: str, response_b: str) -> tuple[list[int], list[int], bool]:
@@ -267,7 +266,7 @@ class JudgeEncoder:
 
         Stage 1 of GRAM minimises -log π([y_a, y_b] | x): the model reads the first list and writes the second.
         """
-        slots = self._safe_slots(Pair(prompt, response_a, response_b))
+        slots = {name: self.neutralise(text) for name, text in slots_of(Pair(prompt, response_a, response_b)).items()}
 
         def rows(slots: dict[str, str]) -> tuple[list[int], list[int]]:
             question = self.tokenize([self.render(fill(self.prompt.pretrain_input, slots))])[0]

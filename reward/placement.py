@@ -9,6 +9,7 @@ group may ask as often and as much as it likes.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -136,7 +137,7 @@ class _Status:
 
 
 class ShardedJudge:
-    """One judge for all ranks: the questions of all are gathered, deduplicated and dealt out evenly by length.
+    """One judge for all ranks: the questions of all are gathered, deduplicated and dealt out by `dealt`.
 
     Every rank runs the same number of forwards (a rank with fewer batches runs empty ones), and a rank without
     questions takes part. Ask it inside `together`, which keeps a rank that is done until all are.
@@ -179,16 +180,16 @@ class ShardedJudge:
             raise
 
     def _answer(self, statuses: Sequence[_Status]) -> dict[Pair, Judgment]:
-        longest_first = sorted(_questions(statuses), key=_length, reverse=True)
-        work = self.judge.prepare(longest_first[self._rank :: self._ranks])
+        hands = dealt(_questions(statuses), self._ranks)
+        work = self.judge.prepare(hands[self._rank])
         forwards = max(status.batches for status in self._exchange(_Status(batches=len(work.batches))))
         self._in_forward = True
         for number in range(forwards):
             self.judge.forward(work, number if number < len(work.batches) else None)
         self._in_forward = False
         answers: dict[Pair, Judgment] = {}
-        for rank, status in enumerate(self._exchange(_Status(judgments=tuple(work.judgments)))):
-            answers |= zip(longest_first[rank :: self._ranks], status.judgments, strict=True)
+        for hand, status in zip(hands, self._exchange(_Status(judgments=tuple(work.judgments))), strict=True):
+            answers |= zip(hand, status.judgments, strict=True)
         return answers
 
     def _exchange(self, status: _Status) -> list[_Status]:
@@ -207,8 +208,28 @@ def _questions(statuses: Sequence[_Status]) -> list[Pair]:
     return list(dict.fromkeys(pair for status in statuses for pair in status.questions))
 
 
-def _length(pair: Pair) -> int:
-    return len(pair.response_a) + len(pair.response_b) + sum(len(message.content) for message in pair.prompt)
+def dealt(questions: Sequence[Pair], ranks: int) -> list[list[Pair]]:
+    """The questions of each rank: equal pieces of one line on which those stand together that a judge reads together.
+
+    A question is as long as what it adds to the one before it: a judge reads a prompt once, and a first response. So
+    at most `ranks` - 1 groups are torn apart, and a rank has its share but for one question more or less.
+    """
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair.prompt for pair in questions))}
+    line = sorted(questions, key=lambda pair: (place[pair.prompt], pair.response_a))
+    lengths = [_added(pair, before) for pair, before in zip(line, [None, *line[:-1]], strict=True)] if line else []
+    total = sum(lengths)
+    hands: list[list[Pair]] = [[] for _ in range(ranks)]
+    for pair, length, end in zip(line, lengths, accumulate(lengths), strict=True):
+        hands[(2 * end - length) * ranks // (2 * total)].append(pair)  # by its middle, in whole numbers
+    return hands
+
+
+def _added(pair: Pair, before: Pair | None) -> int:
+    """Characters, and one: no question is without length."""
+    length = 1 + len(pair.response_b)
+    if before is None or pair.prompt != before.prompt:
+        return length + len(pair.response_a) + sum(len(message.content) for message in pair.prompt)
+    return length + (len(pair.response_a) if pair.response_a != before.response_a else 0)
 
 
 class TogetherReward:

@@ -13,7 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from reward.encoding import LONGEST_REPLY, Encoded, JudgeConfig, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.label_logits import label_logits, left_pad
-from reward.judges.prefixes import Step, can_share, gather, keep, plan
+from reward.judges.prefixes import Step, can_share, inputs_of, keep, plan
 from reward.models import default_token_budget, fingerprint
 from reward.placement import load_sharded, whole
 from reward.prompts import judge_prompt
@@ -93,15 +93,9 @@ class GramJudge:
             )
             return
         step = work.batches[batch]
-        inputs = left_pad([node.ids for node in step], self._pad_id, self.model.device)
-        past, mask = gather(step, self.model.device)
-        if past is None:
-            read = label_logits(self.model, inputs, self.encoder.label_ids)
-        else:
-            inputs["position_ids"] += mask.sum(1, keepdim=True)
-            inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
-            read = label_logits(self.model, inputs, self.encoder.label_ids, past)
-            keep(step, past)
+        inputs, past = inputs_of(step, self._pad_id, self.model.device)
+        read = label_logits(self.model, inputs, self.encoder.label_ids, past)
+        keep(step, past)
         # In float64: float32 rounds σ near 1, and the two orders of a judge with a strong position bias would tie.
         probabilities = read.margin.cpu().double().sigmoid().tolist()
         masses = read.label_mass.tolist()

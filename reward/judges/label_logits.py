@@ -99,9 +99,9 @@ def _read_labels_only(head: nn.Linear, label_ids: tuple[int, int]) -> Iterator[N
             bias = None if head.bias is None else head.bias[rows].float()
             labels = functional.linear(hidden.float(), head.weight[rows].float(), bias)
         with torch.no_grad():
-            everything = functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)  # (B, 1, V)
-            log_normaliser = everything.float().logsumexp(-1, keepdim=True)
-        return torch.cat([labels, log_normaliser], dim=-1)
+            last = hidden[:, -1].to(head.weight.dtype)  # (B, D): a product with (B, 1, D) would read W once a row
+            log_normaliser = functional.linear(last, head.weight, head.bias).float().logsumexp(-1)  # of (B, V)
+        return torch.cat([labels, log_normaliser[:, None, None]], dim=-1)
 
     head.forward = forward
     try:

@@ -7,17 +7,18 @@ node of a tree. No tokenizer, prompt or pairing is asked, and the order of the i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from reward.judges.label_logits import left_pad
 from reward.models import batches_by_length
 
 LEAST_SAVED = 64  # tokens that a node must save over all that continue it: each level of the tree costs a forward
-CHUNK = 8  # token budgets: inputs that are under way at once, which bounds what is kept of their beginnings
+CHUNK = 8  # token budgets: of inputs that are under way at once, and of rows with all they read on from in a forward
 
 
 @dataclass(eq=False, slots=True)
@@ -102,24 +103,47 @@ def _common(first: Sequence[int], last: Sequence[int]) -> int:
 
 
 def _chunks(leaves: Sequence[Node], tokens: int) -> Iterator[list[Node]]:
-    """Neighbouring leaves, which share most, with at most so many tokens of their own."""
-    chunk, size = [], 0
+    """Neighbouring leaves, which share most, with at most so many tokens in them and all that is above them."""
+    chunk: list[Node] = []
+    size, counted = 0, set()  # counted: id()
     for leaf in leaves:
-        if chunk and size + len(leaf.ids) > tokens:
+        path = [*leaf.above(), leaf]
+        fresh = sum(len(node.ids) for node in path if id(node) not in counted)
+        if chunk and size + fresh > tokens:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, counted = [], 0, set()
+            fresh = sum(len(node.ids) for node in path)
         chunk.append(leaf)
-        size += len(leaf.ids)
+        size += fresh
+        counted |= {id(node) for node in path}
     if chunk:
         yield chunk
 
 
 def _batched(nodes: Sequence[Node], token_budget: int) -> list[Step]:
-    batches = batches_by_length({i: len(node.ids) for i, node in enumerate(nodes)}, token_budget)
-    return [[nodes[i] for i in batch] for batch in batches]
+    """Steps under `token_budget`; a row's copy of the keys and values above it counts an eighth (`CHUNK`)."""
+    steps = []
+    for batch in batches_by_length({i: len(node.ids) for i, node in enumerate(nodes)}, token_budget):
+        longest = max(sum(len(each.ids) for each in [*nodes[i].above(), nodes[i]]) for i in batch)
+        rows = max(1, CHUNK * token_budget // longest)
+        steps += [[nodes[i] for i in batch[start : start + rows]] for start in range(0, len(batch), rows)]
+    return steps
 
 
 # --- keys and values --------------------------------------------------------------------------------------------------
+
+
+def inputs_of(step: Step, pad_id: int, device: torch.device) -> tuple[dict[str, torch.Tensor], DynamicCache | None]:
+    """What a model reads in `step`: its own tokens padded on the left, and the keys and values of what is above.
+
+    Mask and positions count what is above too. No cache where nothing is above and nothing reads on.
+    """
+    inputs = left_pad([node.ids for node in step], pad_id, device)
+    past, mask = gather(step, device)
+    if past is not None:
+        inputs["position_ids"] += mask.sum(1, keepdim=True)
+        inputs["attention_mask"] = torch.cat([mask, inputs["attention_mask"]], dim=1)
+    return inputs, past
 
 
 def gather(step: Step, device: torch.device) -> tuple[DynamicCache | None, torch.Tensor | None]:
@@ -127,30 +151,24 @@ def gather(step: Step, device: torch.device) -> tuple[DynamicCache | None, torch
 
     P is 0 where nothing is above any of them; None and None where none of them is read on either.
     """
-    paths = {id(node.parent): node.above() for node in step}  # rows that read on from the same node share one
-    row_of = {name: row for row, name in enumerate(paths)}
-    lengths = [sum(len(node.ids) for node in path) for path in paths.values()]
-    if not any(lengths) and all(node.key is not None for node in step):
+    paths = [node.above() for node in step]
+    if not any(paths) and all(node.key is not None for node in step):
         return None, None
-    rows = torch.tensor([row_of[id(node.parent)] for node in step], device=device)
-    cache, longest = DynamicCache(), max(lengths)
-    mask = torch.zeros(len(paths), longest, dtype=torch.long, device=device)
-    for row, length in enumerate(lengths):
-        mask[row, longest - length :] = 1
-    first = next((path[0].kept for path in paths.values() if path), [])
-    for layer, sample in enumerate(first):
-        pair = []
-        for side, one in enumerate(sample):  # keys, values
-            padded = one.new_zeros(len(paths), one.size(0), longest, one.size(2))  # (paths, H, P, D)
-            for row, path in enumerate(paths.values()):
-                if path:
-                    padded[row, :, longest - lengths[row] :] = torch.cat([node.kept[layer][side] for node in path], 1)
-            pair.append(padded[rows])  # (B, H, P, D)
-        cache.update(*pair, layer)
-    return cache, mask[rows]
+    above = list({id(node): node for path in paths for node in path}.values())
+    starts = accumulate((len(node.ids) for node in above), initial=1)  # place 0 is padding's
+    places = {id(node): range(start, start + len(node.ids)) for node, start in zip(above, starts, strict=False)}
+    rows = left_pad([[place for node in path for place in places[id(node)]] for path in paths], 0, device)
+    cache = DynamicCache()
+    for layer in range(len(above[0].kept) if above else 0):
+        sides = []
+        for kept in zip(*(node.kept[layer] for node in above), strict=True):  # keys, then values, each (H, T, D)
+            flat = torch.cat([torch.zeros_like(kept[0][:, :1]), *kept], dim=1)
+            sides.append(flat[:, rows["input_ids"]].transpose(0, 1))  # (B, H, P, D)
+        cache.update(*sides, layer)
+    return cache, rows["attention_mask"]
 
 
-def keep(step: Step, cache: DynamicCache) -> None:
+def keep(step: Step, cache: DynamicCache | None) -> None:
     """Takes the step's own keys and values from `cache` where others read on, and lets go of what none will read."""
     for row, node in enumerate(step):
         if node.key is None:

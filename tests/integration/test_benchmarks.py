@@ -60,12 +60,12 @@ def test_reasons_cost_more_than_a_label(tmp_path):
 
 @requires_shared
 def test_judging_counts_tokens_and_agrees_with_a_plain_loop(tmp_path):
-    words = ("--hidden", 64, "--layers", 1, "--vocabulary", 50_257, "--sizes", 2, 4, "--rounds", 1, "--loop_pairs", 1)
-    output = benchmark("judging", *words, "--max_response_words", 20, "--output_dir", tmp_path)
-    told = [line for line in output.splitlines() if line.startswith("largest difference")]
-    assert len(told) == 2
-    assert all(float(line.split()[-1]) < 1e-4 for line in told)
+    words = ("--hidden", 64, "--layers", 1, "--curve_layers", 1, "--vocabulary", 50_257, "--words", 20, "--sizes", 2, 4)
+    benchmark("judging", *words, "--curves", "budget", "--curve_size", 4, "--output_dir", tmp_path)
     rows = list(csv.DictReader((tmp_path / "judging.csv").open()))
-    assert [row["method"] for row in rows] == ["loop", "batched", "ours"] * 2
-    assert float(rows[-1]["token_ratio"]) > float(rows[2]["token_ratio"]) > 1
+    assert [row["method"] for row in rows] == ["loop", "batched", "ours", "packed"] * 2 + ["ours", "packed"] * 4
+    assert all(float(row["largest_difference"]) < 1e-4 for row in rows if row["method"] in ("batched", "packed"))
+    ratios = [float(row["token_ratio"]) for row in rows if row["method"] == "ours"]
+    assert ratios[1] > ratios[0] > 1
+    assert all(float(row["peak_mib"]) > 0 for row in rows)
     assert (tmp_path / "judging.png").read_bytes().startswith(b"\x89PNG")

@@ -161,6 +161,57 @@ def test_a_conversation_that_the_template_refuses_is_no_score_and_no_trouble_for
     assert kept.scores == pytest.approx(tiny_reward().score([Group(PROMPT, ("fine",))])[0].scores, abs=1e-5)
 
 
+# --- shared beginnings ------------------------------------------------------------------------------------------------
+
+LONG = as_prompt("What is the weather like, and what was it like yesterday and the day before? " * 8)
+SHARED = [
+    Group(
+        LONG, ("fine", "It is fine today, and the answer is four. " * 9, "", "fine", "It is fine today", "rain " * 9)
+    ),
+    Group(CHAT, ("four", "The weather is fine today" * 3)),
+    Group(as_prompt(LONG[0].content + "And now?"), ("no", "yes it is", "no it is not")),
+]
+
+
+@pytest.mark.parametrize("pad", PADS)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("template", [CHATML, ENDING_IN_EOS, None], ids=["chatml", "eos", "plain"])
+def test_a_prompt_that_is_read_once_changes_no_score(family, pad, template):
+    reward = tiny_reward(family, template, pad_token_id=PADS[pad])
+    wanted = alone(reward, SHARED)
+    assert max(wanted) - min(wanted) > 0.5
+    tokens = sum(len(row.ids) for row in reward.encoder.encode([(g.prompt, r) for g in SHARED for r in g.responses]))
+    shapes = shapes_read_by(reward)
+    for budget in (1, 600, 10**9):
+        reward.token_budget = budget
+        shapes.clear()
+        assert flat(reward.score(SHARED)) == pytest.approx(wanted, abs=1e-5)
+        assert budget > 1 or sum(rows * width for rows, width in shapes) < 0.6 * tokens
+        assert all(rows * width <= budget or rows == 1 for rows, width in shapes)
+    assert flat(reward.score(SHARED[::-1])[::-1]) == pytest.approx(wanted, abs=1e-5)
+    assert reward.model.config.pad_token_id == PADS[pad]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_text_that_ends_in_the_padding_token_is_read_before_it(family):
+    """transformers takes the last token that is not padding, and the first where all of them are."""
+    reward = tiny_reward(family, pad_token_id=70)
+    rows = [[*range(5, 85), 90], [*range(5, 85), 70, 70], [*range(5, 85), 91, 70], [70, 70], [70], list(range(5, 85))]
+    with torch.no_grad():
+        wanted = [reward.model(input_ids=torch.tensor([row])).logits.item() for row in rows]
+    assert reward._scores(rows) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_only_decoders_that_keep_everything_share():
+    assert tiny_reward("llama").shares and tiny_reward("qwen2").shares
+    assert not tiny_reward("gemma2").shares, "every other layer of it forgets what lies before its window"
+    assert not tiny_reward("gpt2").shares, "its score head is of its own design"
+    assert not tiny_reward("llama", is_causal=False).shares, "it reads both ways"
+    for family, changes in (("gemma2", {}), ("gpt2", {}), ("llama", {"is_causal": False})):
+        reward = tiny_reward(family, **changes)
+        assert flat(reward.score(SHARED)) == pytest.approx(alone(reward, SHARED), abs=1e-5)
+
+
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 

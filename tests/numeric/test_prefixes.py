@@ -3,8 +3,10 @@
 import itertools
 
 import pytest
+import torch
 
-from reward.judges.prefixes import LEAST_SAVED, can_share, plan, tokens_read
+from benchmarks.packed import packed
+from reward.judges.prefixes import LEAST_SAVED, Node, can_share, gather, plan, tokens_read
 from reward.types import Pair, as_prompt
 from tests.support import pairs_of_many_lengths, probabilities, tiny_judge, tiny_model
 
@@ -62,6 +64,33 @@ def test_the_order_of_the_pairs_changes_neither_judgments_nor_work():
 def test_models_that_do_not_keep_everything_are_read_whole():
     assert can_share(tiny_model("llama"))
     assert not can_share(tiny_model("gemma2")), "every other layer of it forgets what lies before its window"
+
+
+def test_keys_and_values_stand_on_the_right_and_padding_is_zero():
+    """Zero whatever stands beside it: a masked NaN times zero would be NaN."""
+
+    def node(first, length, parent=None):
+        keys = (first + torch.arange(length, dtype=torch.float32))[None, :, None].expand(2, length, 3)
+        return Node(range(length), parent, kept=[(keys, -keys), (10 * keys, -10 * keys)])
+
+    top, other = node(1, 2), node(float("nan"), 1)
+    below = node(5, 1, top)
+    step = [Node([7], parent, key) for key, parent in enumerate([below, top, None, other])]
+    cache, mask = gather(step, torch.device("cpu"))
+    assert mask.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 0], [0, 0, 1]]
+    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(4, 2, 3, 3)] * 2
+    assert cache.layers[0].keys[:3, 1, :, 2].tolist() == [[1, 2, 5], [0, 1, 2], [0, 0, 0]]
+    assert cache.layers[1].values[:3, 0, :, 0].tolist() == [[-10, -20, -50], [0, -10, -20], [0, 0, 0]]
+    assert cache.layers[0].keys[3, 0, :, 0].isnan().tolist() == [False, False, True]
+    assert gather([Node([7], None, 0)], torch.device("cpu")) == (None, None)
+
+
+@pytest.mark.parametrize("budget", [1, 300, 10**6])
+def test_the_packed_sequence_of_the_benchmark_reads_the_same(budget):
+    judge, pairs = tiny_judge(), [*group(4), *group(3, "And what is that? " * 9)]
+    rows = list(ids_of(judge, pairs).values())
+    wanted = probabilities(judge.compare(pairs))
+    assert packed(judge.model, rows, judge.encoder.label_ids, budget) == pytest.approx(wanted, abs=1e-5)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

@@ -143,6 +143,15 @@ def test_a_pair_is_encoded_the_same_alone_and_among_others():
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_text_is_made_safe_once_for_all_its_pairs():
+    encoder, seen = encoder_of(byte_tokenizer()), []
+    safe = encoder.neutralise
+    encoder.neutralise = lambda text: seen.append(text) or safe(text)
+    pairs = [Pair(PAIR.prompt, a, b) for a in "xyz" for b in "xyz"]
+    encoder.encode(pairs)
+    assert len(seen) == 4 == len(set(seen))
+
+
 def test_labels_are_read_in_context_not_alone():
     tokenizer = metaspace_tokenizer()
     encoder = encoder_of(tokenizer)
