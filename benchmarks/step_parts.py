@@ -1,0 +1,161 @@
+"""What the benchmarks of training steps share: models of a given shape with random weights, real prompts, counters of
+work, memory of a process, tables. Imports nothing of this project: one benchmark runs it in TRL 1.12's environment.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parents[ROOT.parent.name == "wt"] / "shared"  # a work tree lies one folder deeper
+MIB = 2**20
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=50_257, help="GPT-2's, with made-up words beyond its 50,257")
+
+
+def save_tokenizer(folder: Path, vocabulary: int) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "tokenizers" / "gpt2", padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    # Random weights emit every id alike, and an id without a text could not be judged.
+    tokenizer.add_tokens([f"⟨{number}⟩" for number in range(len(tokenizer), vocabulary)])
+    tokenizer.save_pretrained(folder)
+
+
+def save_policy(folder: Path, shape: argparse.Namespace) -> Path:
+    """A Llama with heads of 64 and tied embeddings, and GPT-2's tokenizer: 123.6M parameters at 12 layers of 768."""
+    torch.manual_seed(0)
+    LlamaForCausalLM(_config(shape)).save_pretrained(folder)
+    save_tokenizer(folder, shape.vocabulary)
+    return folder
+
+
+def save_reward_model(folder: Path, shape: argparse.Namespace) -> Path:
+    """A sequence classifier with one output, of the policy's shape."""
+    torch.manual_seed(1)
+    LlamaForSequenceClassification(_config(shape, num_labels=1)).save_pretrained(folder)
+    save_tokenizer(folder, shape.vocabulary)
+    return folder
+
+
+def _config(shape: argparse.Namespace, **settings) -> LlamaConfig:
+    heads = max(1, shape.hidden // 64)
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.hidden * 8 // 3,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=50_256,
+        eos_token_id=50_256,
+        pad_token_id=50_256,
+        **settings,
+    )
+
+
+def real_prompts(count: int, longest: int, name: str = "just_eval") -> list[str]:
+    """The first `count` different prompts of one user turn in ../shared/data/unlabeled, of longest / 4 to `longest`
+    tokens of GPT-2.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "tokenizers" / "gpt2")
+    found: dict[str, None] = {}
+    with gzip.open(SHARED / "data" / "unlabeled" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for turns in (json.loads(line)["prompt"] for line in lines):
+            if len(turns) == 1 and longest / 4 <= len(tokenizer(turns[0]["content"]).input_ids) <= longest:
+                found[turns[0]["content"]] = None
+            if len(found) == count:
+                return list(found)
+    raise SystemExit(f"{name} has {len(found)} prompts of at most {longest} tokens, not {count}")
+
+
+class Counts:
+    """Positions that models read, padding included, and steps that their optimizers took.
+
+    `counts["policy trained"]` are those read with a graph, `["policy read"]` those without; `["policy steps"]`.
+    """
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self._models: dict[str, torch.nn.Module] = {}
+        register_optimizer_step_post_hook(self._stepped)
+
+    def watch(self, name: str, model: torch.nn.Module) -> None:
+        self._models[name] = model
+        model.base_model.register_forward_pre_hook(
+            lambda _, args, kwargs: self._read(name, args[0] if args else kwargs["input_ids"]), with_kwargs=True
+        )
+
+    def _read(self, name: str, ids: torch.Tensor) -> None:
+        self.counts[f"{name} {'trained' if torch.is_grad_enabled() else 'read'}"] += ids.numel()
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, model in self._models.items():
+            self.counts[f"{name} steps"] += id(model.base_model.get_input_embeddings().weight) in stepped
+
+
+class Clock(TrainerCallback):
+    """Seconds, processor seconds and counts from one call of `on_step_end` in `every` to the next.
+
+    The first interval warms up: it is dropped, and the peak of memory begins anew after it.
+    """
+
+    def __init__(self, counts: Counts, every: int = 1):
+        self.counts, self.every = counts, every
+        self.rows: list[dict[str, float]] = []
+        self._calls = 0
+        self._last = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._calls += 1
+        if self._calls % self.every:
+            return
+        now = {"seconds": time.perf_counter(), "cpu_seconds": time.process_time(), **self.counts.counts}
+        if self._last is None:
+            forget_peak()
+        else:
+            self.rows.append({name: value - self._last.get(name, 0) for name, value in now.items()})
+        self._last = now
+
+
+def resident(name: str = "VmRSS") -> int:
+    """Bytes of this process in memory, or with `VmHWM` the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def weight_bytes(*models: torch.nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for model in models for parameter in model.parameters())
+
+
+def commit() -> str:
+    """The commit of this checkout, with a + where files differ from it."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return described.stdout.strip()
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows)
