@@ -192,7 +192,7 @@ def ours(arguments, prompts: list[str], folder: str, counts: Counts):
     trainer = PPOTrainer(str(arguments.models / "policy"), reward, args, data, reference=None)
     models = {"policy": trainer.model, "critic": trainer.critic.module}
     models |= {"initial": trainer.ref_model, "reward": reward.model}
-    return trainer, models, Clock(counts, a_rollout), imports
+    return trainer, models, Clock(counts.counts, a_rollout), imports
 
 
 def trl(arguments, prompts: list[str], folder: str, counts: Counts):
@@ -236,7 +236,7 @@ def trl(arguments, prompts: list[str], folder: str, counts: Counts):
         train_dataset=data,
         eval_dataset=data,
     )
-    return trainer, models, Clock(counts), imports
+    return trainer, models, Clock(counts.counts), imports
 
 
 def draw(rows: list[dict], path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -111,27 +111,32 @@ class Counts:
 
 
 class Clock(TrainerCallback):
-    """Seconds, processor seconds and counts from one call of `on_step_end` in `every` to the next.
+    """What grows from one call of `on_step_end` in `every` to the next: seconds, processor seconds and `measured`.
 
-    The first interval warms up: it is dropped, and the peak of memory begins anew after it.
+    The first `warmup` intervals are dropped, and the peak of memory begins anew after them.
     """
 
-    def __init__(self, counts: Counts, every: int = 1):
-        self.counts, self.every = counts, every
+    def __init__(self, measured: Mapping[str, float], every: int = 1, warmup: int = 1):
         self.rows: list[dict[str, float]] = []
+        self._measured, self._every, self._dropped = measured, every, warmup
         self._calls = 0
-        self._last = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._last = self._now()
 
     def on_step_end(self, args, state, control, **kwargs):
         self._calls += 1
-        if self._calls % self.every:
+        if self._calls % self._every:
             return
-        now = {"seconds": time.perf_counter(), "cpu_seconds": time.process_time(), **self.counts.counts}
-        if self._last is None:
-            forget_peak()
-        else:
+        now = self._now()
+        if self._calls > self._dropped * self._every:
             self.rows.append({name: value - self._last.get(name, 0) for name, value in now.items()})
+        if self._calls == self._dropped * self._every:
+            forget_peak()
         self._last = now
+
+    def _now(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time(), **self._measured}
 
 
 def resident(name: str = "VmRSS") -> int:
