@@ -81,6 +81,8 @@ def measure(models: Path, epochs: int, arguments) -> list[dict]:
     for _ in range(arguments.rounds):
         for side in SIDES:
             timed[side] += run_side(side, models, epochs, arguments, {})["rollouts"]
+            last = timed[side][-1]
+            print(f"{epochs} epochs, {side}: {last['seconds']:.1f} s, {last['cpu_seconds']:.1f} s of CPU", flush=True)
     rows = []
     for side in SIDES:
         told = run_side(side, models, epochs, arguments, GIVES_BACK)
