@@ -99,9 +99,8 @@ def read_groups(arguments, size: int) -> list[Group]:
                 groups.append(Group(as_prompt(row["prompt"]), tuple(texts[:size]), texts[size]))
             if len(groups) == count:
                 return groups
-    raise SystemExit(
-        f"bon16 has {len(groups)}, not {count}, prompts of at most {arguments.prompt_words} words and {size + 1} responses"
-    )
+    wanted = f"prompts of at most {arguments.prompt_words} words and {size + 1} responses"
+    raise SystemExit(f"bon16 has {len(groups)}, not {count}, {wanted}")
 
 
 def measure(judge: GramJudge, reward: PairwiseReward, bradley_terry: BradleyTerryReward, groups, rounds: int) -> dict:
