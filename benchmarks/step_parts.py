@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parents[ROOT.parent.name == "wt"] / "shared"  # a work tree lies one folder deeper
+SHARED = ROOT.parent / "shared"
 MIB = 2**20
 
 
