@@ -118,7 +118,7 @@ def run(side: str, policy: Path, prompts: list[dict], folder: Path, arguments) -
     else:
         trainer = GRPOTrainer(str(policy), constant, GRPOConfig(**settings), data)
     trainer.remove_callback(PrinterCallback)
-    clock = Clock({}, ROLLOUT)
+    clock = Clock(every=ROLLOUT)
     trainer.add_callback(clock)
     trainer.train()
     medians = {name: statistics.median(row[name] for row in clock.rows) for name in ("seconds", "cpu_seconds")}

@@ -8,8 +8,10 @@ minibatches, epochs, clip ranges, γ, λ and KL coefficient. TRL reads a rollout
 we do. A side is a process of its own; sides take turns, and the first rollout of each warms up. Optimizer steps and
 positions trained on must be equal, or the script stops.
 
-Memory is measured apart (glibc told to give freed blocks back, which costs time): the largest resident set of a rollout
-and its epochs, less that of the imports, less weights (4 models), gradients (2) and Adam's states (2 x 2).
+Memory is measured apart, in a rollout with one epoch: the most bytes of tensors alive at once that were made in it,
+gradients excluded (weights and Adam's states are older). The resident set tells less: while activations are largest,
+gradients are not there yet, so it is about the same on both sides. It stands beside: its largest value, and that less
+what imports, weights (4 models), gradients (2) and Adam's states (2 x 2) take.
 
 Writes ppo_against_trl.csv and ppo_against_trl.png. TRL 1.12 needs an environment of its own:
 
@@ -29,14 +31,18 @@ import torch
 from datasets import Dataset
 from step_parts import (
     MIB,
+    PARTS,
     ROOT,
     Clock,
     Counts,
+    LiveBytes,
+    Parts,
     add_shape,
     real_prompts,
     resident,
     save_policy,
     save_reward_model,
+    split,
     weight_bytes,
     write_csv,
 )
@@ -55,12 +61,13 @@ def main() -> None:
     parser.add_argument("--response_tokens", type=int, default=64)
     parser.add_argument("--prompt_tokens", type=int, default=32, help="of the longest prompt")
     parser.add_argument("--minibatches", type=int, default=4, help="of a rollout")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2])
     parser.add_argument("--steps", type=int, default=1, help="timed rollouts of a round, after one that warms up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a worker: see run_side
     parser.add_argument("--models", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(work(arguments)))
@@ -70,23 +77,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_policy(Path(folder, "policy"), arguments)
         save_reward_model(Path(folder, "reward"), arguments)
-        rows = [row for epochs in arguments.epochs for row in measure(Path(folder), epochs, arguments)]
+        memory = {side: run_side(side, Path(folder), 1, arguments, memory=True) for side in SIDES}
+        rows = [row for epochs in arguments.epochs for row in measure(Path(folder), epochs, arguments, memory)]
     write_csv(arguments.output_dir / "ppo_against_trl.csv", rows)
     draw(rows, arguments.output_dir / "ppo_against_trl.png")
 
 
-def measure(models: Path, epochs: int, arguments) -> list[dict]:
+def measure(models: Path, epochs: int, arguments, memory: dict[str, dict]) -> list[dict]:
     """A row a side: medians of the timed rollouts, memory, and ratios to ours."""
     timed = {side: [] for side in SIDES}
     for _ in range(arguments.rounds):
         for side in SIDES:
-            timed[side] += run_side(side, models, epochs, arguments, {})["rollouts"]
+            timed[side] += run_side(side, models, epochs, arguments)["rollouts"]
             last = timed[side][-1]
             print(f"{epochs} epochs, {side}: {last['seconds']:.1f} s, {last['cpu_seconds']:.1f} s of CPU", flush=True)
     rows = []
     for side in SIDES:
-        told = run_side(side, models, epochs, arguments, GIVES_BACK)
-        first = timed[side][0]
+        told, first = memory[side], timed[side][0]
         if any(rollout[name] != timed["ours"][0][name] for rollout in timed[side] for name in MUST_BE_EQUAL):
             raise SystemExit(f"{side} did other work than ours: {first} against {timed['ours'][0]}")
         wall, cpu = (statistics.median(each[name] for each in timed[side]) for name in ("seconds", "cpu_seconds"))
@@ -99,16 +106,18 @@ def measure(models: Path, epochs: int, arguments) -> list[dict]:
                 "fastest": min(each["seconds"] for each in timed[side]),
                 "slowest": max(each["seconds"] for each in timed[side]),
                 "cpu_seconds": cpu,
-                "mib_above": (told["peak"] - told["imports"] - told["states"]) / MIB,
-                "mib_peak": told["peak"] / MIB,
-                "mib_imports": told["imports"] / MIB,
+                "mib_above": told["above"] / MIB,
+                "mib_resident": told["peak"] / MIB,
+                "mib_resident_above": (told["peak"] - told["imports"] - told["states"]) / MIB,
                 "mib_weights_gradients_adam": told["states"] / MIB,
                 **{name.replace(" ", "_"): first[name] for name in (*MUST_BE_EQUAL, "policy read")},
                 "critic_read": first["critic read"],
                 "initial_read": first["initial read"],
                 "reward_read": first["reward read"],
                 "times_faster_ours": wall / rows[0]["seconds"] if rows else 1.0,
+                "times_faster_ours_cpu": cpu / rows[0]["cpu_seconds"] if rows else 1.0,
                 "memory_share_ours": 1.0,
+                **split(timed[side]),
             }
         )
         rows[-1]["memory_share_ours"] = rows[0]["mib_above"] / rows[-1]["mib_above"]
@@ -116,14 +125,25 @@ def measure(models: Path, epochs: int, arguments) -> list[dict]:
     return rows
 
 
-def run_side(side: str, models: Path, epochs: int, arguments, environment: dict) -> dict:
+def run_side(side: str, models: Path, epochs: int, arguments, memory: bool = False) -> dict:
     python = sys.executable if side == "ours" else arguments.trl_python
-    words = [python, __file__, "--side", side, "--models", models, "--epochs", epochs]
+    words = [
+        python,
+        __file__,
+        "--side",
+        side,
+        "--models",
+        models,
+        "--epochs",
+        epochs,
+        *(["--memory"] if memory else []),
+    ]
     for name in ("responses", "response_tokens", "prompt_tokens", "minibatches", "steps"):
         words += [f"--{name}", getattr(arguments, name)]
-    quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    environment = {"TRL_EXPERIMENTAL_SILENCE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    environment |= GIVES_BACK if memory else {}
     command = [str(word) for word in words]
-    done = subprocess.run(command, env={**os.environ, **quiet, **environment}, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -138,14 +158,20 @@ def work(arguments) -> dict:
     make = ours if arguments.side == "ours" else trl
     prompts = real_prompts(arguments.responses, arguments.prompt_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, models, clock, imports = make(arguments, prompts, folder, counts)
+        trainer, models, every, imports = make(arguments, prompts, folder)
         for name, model in models.items():
             counts.watch(name, model)
+        live = LiveBytes([models["policy"], models["critic"]])
+        warm = live.__enter__ if arguments.memory else lambda: None
+        clock = Clock(counts.counts, Parts(models).seconds, every=every, warm=warm)
         trainer.add_callback(clock)
         trainer.train()
+        if arguments.memory:
+            live.__exit__(None, None, None)
     trained = weight_bytes(models["policy"], models["critic"])
     states = weight_bytes(*models.values()) + 3 * trained
-    return {"rollouts": clock.rows, "peak": resident("VmHWM"), "imports": imports, "states": states}
+    peak = resident("VmHWM")
+    return {"rollouts": clock.rows, "above": live.peak, "peak": peak, "imports": imports, "states": states}
 
 
 def common(arguments, folder: str) -> dict:
@@ -168,7 +194,7 @@ def common(arguments, folder: str) -> dict:
     }
 
 
-def ours(arguments, prompts: list[str], folder: str, counts: Counts):
+def ours(arguments, prompts: list[str], folder: str):
     from reward.bradley_terry import BradleyTerryReward
     from rlhf.ppo import PPOTrainer
     from rlhf.ppo_config import PPOConfig
@@ -194,10 +220,10 @@ def ours(arguments, prompts: list[str], folder: str, counts: Counts):
     trainer = PPOTrainer(str(arguments.models / "policy"), reward, args, data, reference=None)
     models = {"policy": trainer.model, "critic": trainer.critic.module}
     models |= {"initial": trainer.ref_model, "reward": reward.model}
-    return trainer, models, Clock(counts.counts, a_rollout), imports
+    return trainer, models, a_rollout, imports
 
 
-def trl(arguments, prompts: list[str], folder: str, counts: Counts):
+def trl(arguments, prompts: list[str], folder: str):
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     imports = resident()
@@ -238,28 +264,35 @@ def trl(arguments, prompts: list[str], folder: str, counts: Counts):
         train_dataset=data,
         eval_dataset=data,
     )
-    return trainer, models, Clock(counts.counts), imports
+    return trainer, models, 1, imports
 
 
 def draw(rows: list[dict], path: Path) -> None:
+    """Seconds of a rollout and its epochs, part by part, and memory above the models: a bar a side."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    all_epochs = sorted({row["epochs"] for row in rows})
-    titles = {"samples_per_second": "samples per second", "mib_above": "MiB above weights, gradients, Adam"}
-    for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
-        for number, side in enumerate(SIDES):
-            values = [row[quantity] for row in rows if row["side"] == side]
-            at = [position + 0.27 * (number - 1) for position in range(len(all_epochs))]
-            label = {"ours": "ours", "trl": "TRL 1.12", "trl, minibatches": "TRL 1.12, rollout in minibatches"}[side]
-            bars = axis.bar(at, values, width=0.25, color=f"C{number}", label=label)
-            axis.bar_label(bars, fmt="%.3g", fontsize=8)
-        axis.set(title=title, xticks=range(len(all_epochs)), xticklabels=[f"{n} epochs" for n in all_epochs])
-        axis.margins(y=0.12)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    size = (11, 1.8 + 0.45 * len(rows))
+    figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True, width_ratios=(2, 1))
+    left = [0.0] * len(rows)
+    for part, colour in PARTS.items():
+        width = [row[part] for row in rows]
+        if any(width):
+            bars = axes[0].barh(range(len(rows)), width, left=left, color=colour, label=part, height=0.7)
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    axes[0].bar_label(bars, labels=[f" {row['samples_per_second']:.3g} samples/s" for row in rows], fontsize=8)
+    axes[0].set_xlim(0, 1.2 * max(left))
+    axes[0].set(xlabel="seconds of a rollout and its epochs", yticks=range(len(rows)))
+    names = {"ours": "ours", "trl": "TRL 1.12", "trl, minibatches": "TRL 1.12, rollout\nread in minibatches"}
+    axes[0].set_yticklabels([f"{names[row['side']]}\n{row['epochs']} epochs" for row in rows], fontsize=8)
+    axes[0].invert_yaxis()
+    bars = axes[1].barh(range(len(rows)), [row["mib_above"] for row in rows], color="#666666", height=0.7)
+    axes[1].bar_label(bars, fmt=" %.0f", fontsize=8)
+    axes[1].margins(x=0.15)
+    axes[1].set(xlabel="MiB of tensors above weights, gradients, Adam")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

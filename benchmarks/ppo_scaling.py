@@ -110,7 +110,7 @@ def work(arguments) -> None:
     backend = PairwiseReward(BothOrders(GramJudge.from_pretrained(policy)))
     trainer = PPOTrainer(policy, backend, args, data, reference="greedy")
     trainer.remove_callback(PrinterCallback)
-    clock = Clock({}, EPOCHS * MINIBATCHES)
+    clock = Clock(every=EPOCHS * MINIBATCHES)
     trainer.add_callback(clock)
     trainer.train()
     measured = gather_object([{"rows": clock.rows, "peak": resident("VmHWM")}])

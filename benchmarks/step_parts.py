@@ -6,19 +6,48 @@ import argparse
 import csv
 import gzip
 import json
+import statistics
 import subprocess
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    TrainerCallback,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 MIB = 2**20
+
+
+PARTS = {  # in the order of a step, with their colours
+    "samples": "#1b6ca8",
+    "greedy reference": "#63a4d4",
+    "old log-probabilities": "#b07d12",
+    "initial log-probabilities": "#d9a93a",
+    "values": "#efd58d",
+    "judging": "#7a4fa3",
+    "policy forward": "#1d7a4a",
+    "policy backward": "#3fa46f",
+    "policy Adam": "#8fd1ad",
+    "critic forward": "#a8323e",
+    "critic backward": "#d0606b",
+    "critic Adam": "#eba6ad",
+    "rest": "#999999",
+}
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
@@ -113,12 +142,18 @@ class Counts:
 class Clock(TrainerCallback):
     """What grows from one call of `on_step_end` in `every` to the next: seconds, processor seconds and `measured`.
 
-    The first `warmup` intervals are dropped, and the peak of memory begins anew after them.
+    The first `warmup` intervals are dropped; then the peak of memory begins anew, and `warm` is called.
     """
 
-    def __init__(self, measured: Mapping[str, float], every: int = 1, warmup: int = 1):
+    def __init__(
+        self,
+        *measured: Mapping[str, float],
+        every: int = 1,
+        warmup: int = 1,
+        warm: Callable[[], object] = lambda: None,
+    ):
         self.rows: list[dict[str, float]] = []
-        self._measured, self._every, self._dropped = measured, every, warmup
+        self._measured, self._every, self._dropped, self._warm = measured, every, warmup, warm
         self._calls = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -133,10 +168,132 @@ class Clock(TrainerCallback):
             self.rows.append({name: value - self._last.get(name, 0) for name, value in now.items()})
         if self._calls == self._dropped * self._every:
             forget_peak()
+            self._warm()
         self._last = now
 
     def _now(self) -> dict[str, float]:
-        return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time(), **self._measured}
+        clocks = {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
+        return clocks | {name: value for each in self._measured for name, value in each.items()}
+
+
+class Parts:
+    """Seconds of named parts. A call inside of another that is timed belongs to the outer one."""
+
+    def __init__(self, models: dict[str, torch.nn.Module]):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[tuple[str, float]] = []
+        self._undo: list[Callable[[], None]] = []
+        self._graph_of = "policy"  # the model whose forward was the last with a graph
+        self._first_weights = {id(next(model.parameters())): name for name, model in models.items()}
+        for name, model in models.items():
+            before, after = self._hooks(lambda *_, name=name: self._forward_of(name))
+            for module in (model, model.base_model):  # TRL 1.12 calls the inner one of a classifier
+                self._undo += [module.register_forward_pre_hook(before).remove]
+                self._undo += [module.register_forward_hook(after).remove]
+        before, after = self._hooks(self._step_of)
+        self._undo += [register_optimizer_step_pre_hook(before).remove, register_optimizer_step_post_hook(after).remove]
+        self.around(models["policy"], "generate", _decoding)
+        self.around(torch.Tensor, "backward", lambda *_, **__: f"{self._graph_of} backward")
+
+    def around(self, owner, method: str, part_of: Callable[..., str]) -> None:
+        """Times calls of `owner.method` as the part that `part_of` names from their arguments."""
+        call = getattr(owner, method)
+        before, after = self._hooks(part_of)
+
+        @wraps(call)
+        def timed(*args, **kwargs):
+            before(*args, **kwargs)
+            result = call(*args, **kwargs)
+            after()
+            return result
+
+        setattr(owner, method, timed)
+        self._undo.append(lambda: setattr(owner, method, call))
+
+    def restore(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+
+    def _hooks(self, part_of: Callable[..., str]) -> tuple[Callable[..., None], Callable[..., None]]:
+        def before(*args, **kwargs) -> None:
+            self._open.append((part_of(*args, **kwargs), time.perf_counter()))
+
+        def after(*_) -> None:
+            part, started = self._open.pop()
+            if not self._open:
+                self.seconds[part] += time.perf_counter() - started
+
+        return before, after
+
+    def _forward_of(self, name: str) -> str:
+        if torch.is_grad_enabled():
+            self._graph_of = name
+            return f"{name} forward"
+        return _WITHOUT_GRAPH[name]
+
+    def _step_of(self, optimizer: torch.optim.Optimizer, *_) -> str:
+        stepped = (id(weight) for group in optimizer.param_groups for weight in group["params"])
+        return next(f"{self._first_weights[each]} Adam" for each in stepped if each in self._first_weights)
+
+
+_WITHOUT_GRAPH = {
+    "policy": "old log-probabilities",
+    "initial": "initial log-probabilities",
+    "critic": "values",
+    "reward": "judging",
+}
+
+
+def _decoding(*_, generation_config: GenerationConfig, **__) -> str:
+    return "samples" if generation_config.do_sample else "greedy reference"
+
+
+def split(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Median seconds of each part over the intervals of a `Clock`; what no part accounts for is the rest."""
+    parts = {part: statistics.median(row.get(part, 0.0) for row in rows) for part in PARTS}
+    parts["rest"] = statistics.median(row["seconds"] - sum(row.get(part, 0.0) for part in PARTS) for row in rows)
+    return parts
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors made inside that were alive at once, without the gradients of `models`.
+
+    Weights and optimizer states are not counted where they were made before. Scratch memory inside of an operation is
+    not seen.
+    """
+
+    def __init__(self, models: Iterable[torch.nn.Module]):
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, int] = {}  # bytes by storage
+        self.total = 0
+        self._weights = [weight for model in models for weight in model.parameters()]
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        older = {storage._cdata for storage in _storages((args, kwargs))}  # what a view or an in-place result shares
+        result = operation(*args, **kwargs)
+        for storage in _storages(result):
+            if storage._cdata not in older:
+                self._made(storage)
+        if self.total > self.peak:
+            grads = {weight.grad.untyped_storage()._cdata for weight in self._weights if weight.grad is not None}
+            self.peak = max(self.peak, self.total - sum(self._live.get(grad, 0) for grad in grads))
+        return result
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        name, size = storage._cdata, storage.nbytes()
+        if name not in self._live:
+            self._live[name] = size
+            self.total += size
+            weakref.finalize(storage, self._freed, name)
+
+    def _freed(self, name: int) -> None:
+        self.total -= self._live.pop(name)
+
+
+def _storages(values) -> list[torch.UntypedStorage]:
+    return [each.untyped_storage() for each in tree_leaves(values) if isinstance(each, torch.Tensor)]
 
 
 def resident(name: str = "VmRSS") -> int:

@@ -17,32 +17,28 @@ before and after are one picture; step_profile.png.
 import argparse
 import csv
 import json
-import statistics
 import sys
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 
 import matplotlib
-import torch
 import yaml
 from datasets import Dataset
 from step_parts import (
     MIB,
+    PARTS,
     ROOT,
     Clock,
+    Parts,
     add_shape,
     commit,
     real_prompts,
     resident,
     save_policy,
+    split,
     write_csv,
 )
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from transformers import GenerationConfig
+from transformers import PrinterCallback
 
 from reward.backends import PairwiseReward
 from reward.encoding import JudgeConfig
@@ -59,21 +55,6 @@ import matplotlib.pyplot as plt
 KINDS = {  # reference, pairing, trainer, its configuration
     "ppo": ("greedy", AgainstReference, PPOTrainer, PPOConfig),
     "grpo": (None, RoundRobin, JudgedGRPOTrainer, JudgedGRPOConfig),
-}
-PARTS = {  # in the order of a step, with their colours
-    "samples": "#1b6ca8",
-    "greedy reference": "#63a4d4",
-    "old log-probabilities": "#b07d12",
-    "initial log-probabilities": "#d9a93a",
-    "values": "#efd58d",
-    "judging": "#7a4fa3",
-    "policy forward": "#1d7a4a",
-    "policy backward": "#3fa46f",
-    "policy Adam": "#8fd1ad",
-    "critic forward": "#a8323e",
-    "critic backward": "#d0606b",
-    "critic Adam": "#eba6ad",
-    "rest": "#999999",
 }
 
 
@@ -112,18 +93,16 @@ def profile(algorithm: str, arguments, folder: Path) -> list[dict]:
     )
     parts = Parts({name: model for name, model in models.items() if model is not None})
     parts.around(backend, "score", lambda *_: "judging")
-    clock = Clock(parts.seconds, every, arguments.warmup)
+    clock = Clock(parts.seconds, every=every, warmup=arguments.warmup)
     trainer.add_callback(clock)
+    trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()
     finally:
         parts.restore()
     parameters = sum(parameter.numel() for parameter in models["policy"].parameters())
     run = {"algorithm": algorithm, "models": name, "parameters": parameters, "commit": commit()}
-    measured = {part: statistics.median(row.get(part, 0.0) for row in clock.rows) for part in PARTS}
-    measured["rest"] = statistics.median(
-        row["seconds"] - sum(row.get(part, 0.0) for part in PARTS) for row in clock.rows
-    )
+    measured = split(clock.rows)
     measured |= logged(trainer.state.log_history, arguments.warmup * every)
     whole = sum(measured[part] for part in PARTS)
     told = ", ".join(
@@ -197,73 +176,6 @@ def build(algorithm: str, arguments, settings: dict, folder: Path, policy: Path,
     if algorithm == "ppo":
         models["critic"] = trainer.critic.module
     return trainer, backend, models, name, per_rollout // a_step
-
-
-class Parts:
-    """Seconds of named parts. A call inside of another that is timed belongs to the outer one."""
-
-    def __init__(self, models: dict[str, torch.nn.Module]):
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._open: list[tuple[str, float]] = []
-        self._undo: list[Callable[[], None]] = []
-        self._graph_of = "policy"  # the model whose forward was the last with a graph
-        self._first_weights = {id(next(model.parameters())): name for name, model in models.items()}
-        for name, model in models.items():
-            before, after = self._hooks(lambda *_, name=name: self._forward_of(name))
-            self._undo += [model.register_forward_pre_hook(before).remove, model.register_forward_hook(after).remove]
-        before, after = self._hooks(self._step_of)
-        self._undo += [register_optimizer_step_pre_hook(before).remove, register_optimizer_step_post_hook(after).remove]
-        self.around(models["policy"], "generate", _decoding)
-        self.around(torch.Tensor, "backward", lambda *_, **__: f"{self._graph_of} backward")
-
-    def around(self, owner, method: str, part_of: Callable[..., str]) -> None:
-        """Times calls of `owner.method` as the part that `part_of` names from their arguments."""
-        call = getattr(owner, method)
-        before, after = self._hooks(part_of)
-
-        @wraps(call)
-        def timed(*args, **kwargs):
-            before(*args, **kwargs)
-            result = call(*args, **kwargs)
-            after()
-            return result
-
-        setattr(owner, method, timed)
-        self._undo.append(lambda: setattr(owner, method, call))
-
-    def restore(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-
-    def _hooks(self, part_of: Callable[..., str]) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(*args, **kwargs) -> None:
-            self._open.append((part_of(*args, **kwargs), time.perf_counter()))
-
-        def after(*_) -> None:
-            part, started = self._open.pop()
-            if not self._open:
-                self.seconds[part] += time.perf_counter() - started
-
-        return before, after
-
-    def _forward_of(self, name: str) -> str:
-        if torch.is_grad_enabled():
-            self._graph_of = name
-            return f"{name} forward"
-        return {"policy": "old log-probabilities", "initial": "initial log-probabilities", "critic": "values"}[name]
-
-    def _step_of(self, optimizer: torch.optim.Optimizer, *_) -> str:
-        (name,) = {
-            self._first_weights[id(weight)]
-            for group in optimizer.param_groups
-            for weight in group["params"]
-            if id(weight) in self._first_weights
-        }
-        return f"{name} Adam"
-
-
-def _decoding(*_, generation_config: GenerationConfig, **__) -> str:
-    return "samples" if generation_config.do_sample else "greedy reference"
 
 
 def draw(rows: list[dict], path: Path) -> None:

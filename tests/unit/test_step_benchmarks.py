@@ -66,6 +66,28 @@ def test_the_peak_of_memory_is_of_what_came_after_it_was_forgotten(benchmark):
     assert parts.resident("VmHWM") - before < 20 * parts.MIB
 
 
+def test_live_bytes_are_those_of_tensors_made_inside_that_are_no_gradients(benchmark):
+    layer, inputs = torch.nn.Linear(100, 100, bias=False), torch.ones(5, 100)
+    with benchmark("step_parts").LiveBytes([layer]) as live:
+        block = torch.ones(1000)
+        view = block.view(10, 100)
+        del block
+        other = view + 1
+        assert (live.total, live.peak) == (8000, 8000)
+        del view, other
+        assert (live.total, live.peak) == (0, 8000)
+        loss = layer(inputs).relu().sum()  # (5, 100) twice at most, and a number
+        assert live.peak == 8000
+        loss.backward()
+        assert live.peak >= 40_000  # a gradient in the making
+        live.peak = 0
+        del loss
+        torch.ones(10)
+        assert (live.total, live.peak) == (40_000, 40)
+    torch.ones(10**6)
+    assert live.peak == 40
+
+
 def test_a_token_of_a_shared_beginning_is_counted_once(benchmark):
     distinct = benchmark("reward_overhead").distinct
     assert distinct([(1, 2, 3), (1, 2, 4), (1, 2), (5,)]) == 5
@@ -86,7 +108,7 @@ def test_readings_are_those_of_the_pairing_in_both_orders(benchmark):
 
 
 def test_what_is_inside_of_a_part_belongs_to_it(benchmark):
-    module = benchmark("step_profile")
+    module = benchmark("step_parts")
     policy, critic = tiny_model(seed=0), tiny_model(seed=1)
     parts = module.Parts({"policy": policy, "critic": critic})
     backend = SimpleNamespace(score=lambda: time.sleep(0.05) or policy(ids))
@@ -147,14 +169,14 @@ def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
     work = {"policy steps": 8, "critic steps": 8, "policy trained": 90, "critic trained": 90, "policy read": 1}
     work |= {"critic read": 1, "initial read": 1, "reward read": 1}
     seconds = {"ours": 2.0, "trl": 3.0, "trl, minibatches": 4.0}
-    peaks = {"ours": 800, "trl": 900, "trl, minibatches": 850}
+    above = {"ours": 100, "trl": 200, "trl, minibatches": 150}
+    memory = {side: {"above": above[side] * module.MIB, "peak": 0, "imports": 0, "states": 0} for side in above}
 
     def run_side(side, *_):
-        rollout = {"seconds": seconds[side], "cpu_seconds": seconds[side], **work}
-        return {"rollouts": [rollout], "peak": peaks[side] * module.MIB, "imports": 0, "states": 700 * module.MIB}
+        return {"rollouts": [{"seconds": seconds[side], "cpu_seconds": seconds[side], **work}]}
 
     monkeypatch.setattr(module, "run_side", run_side)
-    rows = module.measure(None, 2, SimpleNamespace(rounds=1, responses=4))
+    rows = module.measure(None, 2, SimpleNamespace(rounds=1, responses=4), memory)
     assert [row["times_faster_ours"] for row in rows] == [1.0, 1.5, 2.0]
     assert [row["samples_per_second"] for row in rows] == pytest.approx([2.0, 4 / 3, 1.0], abs=1e-9)
     assert [row["memory_share_ours"] for row in rows] == pytest.approx([1.0, 0.5, 2 / 3], abs=1e-9)
@@ -166,4 +188,4 @@ def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
 
     monkeypatch.setattr(module, "run_side", other_work)
     with pytest.raises(SystemExit, match="trl did other work"):
-        module.measure(None, 2, SimpleNamespace(rounds=1, responses=4))
+        module.measure(None, 2, SimpleNamespace(rounds=1, responses=4), memory)
