@@ -6,7 +6,8 @@ policy and a Bradley-Terry reward of the same shape, in float32, on one batch of
 minibatches, epochs, clip ranges, γ, λ and KL coefficient. TRL reads a rollout in batches of
 `local_rollout_forward_batch_size`: it runs twice, with the whole rollout (its default is 64) and with a minibatch, as
 we do. A side is a process of its own; sides take turns, and the first rollout of each warms up. Optimizer steps and
-positions trained on must be equal, or the script stops.
+positions trained on must be equal, or the script stops. TRL's policy and critic share one backward pass and one
+optimizer, which count as the policy's.
 
 Memory is measured apart, in a rollout with one epoch: the most bytes of tensors alive at once that were made in it,
 gradients excluded (weights and Adam's states are older). The resident set tells less: while activations are largest,
@@ -291,7 +292,7 @@ def draw(rows: list[dict], path: Path) -> None:
     bars = axes[1].barh(range(len(rows)), [row["mib_above"] for row in rows], color="#666666", height=0.7)
     axes[1].bar_label(bars, fmt=" %.0f", fontsize=8)
     axes[1].margins(x=0.15)
-    axes[1].set(xlabel="MiB of tensors above weights, gradients, Adam")
+    axes[1].set_xlabel("tensors above weights,\ngradients and Adam, MiB")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

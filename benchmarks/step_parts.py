@@ -311,9 +311,13 @@ def weight_bytes(*models: torch.nn.Module) -> int:
 
 
 def commit() -> str:
-    """The commit of this checkout, with a + where files differ from it."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
-    return described.stdout.strip()
+    """The last commit that changed reward/ or rlhf/, with a + where files there differ from it."""
+    product = ("--", "reward", "rlhf")
+    last, changed = (
+        subprocess.run(["git", *words, *product], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        for words in (["log", "-1", "--format=%h"], ["status", "--porcelain"])
+    )
+    return last + "+" * bool(changed)
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> None:
