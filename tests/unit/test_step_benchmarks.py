@@ -1,6 +1,8 @@
 """What the benchmarks of steps count and time, on hand-made work."""
 
+import gzip
 import importlib
+import json
 import time
 from types import SimpleNamespace
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SHARED, requires_shared
 from tests.support import tiny_model
 
 
@@ -53,6 +55,45 @@ def test_the_clock_tells_what_grew_in_each_interval_after_the_first_ones(benchma
         clock.on_step_end(None, None, None)
     assert [row["work"] for row in clock.rows] == found
     assert all(row["seconds"] > 0 for row in clock.rows)
+
+
+def test_after_the_warm_up_the_peak_begins_anew_and_whoever_waits_is_told(benchmark, monkeypatch):
+    module, told, calls = benchmark("step_parts"), [], []
+    monkeypatch.setattr(module, "forget_peak", lambda: told.append(f"forgotten at {len(calls)}"))
+    clock = module.Clock(every=2, warmup=2, warm=lambda: told.append(f"warm at {len(calls)}"))
+    clock.on_train_begin(None, None, None)
+    for call in range(1, 9):
+        calls.append(call)
+        clock.on_step_end(None, None, None)
+    assert told == ["forgotten at 4", "warm at 4"]
+
+
+def test_what_no_part_accounts_for_is_the_rest(benchmark):
+    rows = [{"seconds": 10.0, "samples": 2.0, "values": 3.0, "policy steps": 7}, {"seconds": 20.0, "samples": 4.0}]
+    found = benchmark("step_parts").split([*rows, {"seconds": 12.0, "samples": 3.0}])
+    assert {part: seconds for part, seconds in found.items() if seconds} == {"samples": 3.0, "rest": 9.0}
+
+
+@requires_shared
+def test_prompts_are_of_one_turn_and_of_a_length(benchmark, monkeypatch, tmp_path):
+    module = benchmark("step_parts")
+    (tmp_path / "models").symlink_to(SHARED / "models")
+    (tmp_path / "data" / "unlabeled").mkdir(parents=True)
+    monkeypatch.setattr(module, "SHARED", tmp_path)
+    texts = [
+        "one",
+        "one two three four",
+        "one two three",
+        "one two three",
+        "one two three four five six seven eight nine",
+    ]
+    rows = [{"prompt": [{"content": text}]} for text in texts]
+    rows.insert(1, {"prompt": [{"content": "four five six"}, {"content": "seven eight nine"}]})
+    with gzip.open(tmp_path / "data" / "unlabeled" / "just_eval.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    assert module.real_prompts(2, 8) == ["one two three four", "one two three"]
+    with pytest.raises(SystemExit, match="just_eval has 2 prompts of at most 8 tokens, not 3"):
+        module.real_prompts(3, 8)
 
 
 def test_the_peak_of_memory_is_of_what_came_after_it_was_forgotten(benchmark):
@@ -118,7 +159,15 @@ def test_what_is_inside_of_a_part_belongs_to_it(benchmark):
         with torch.no_grad():
             policy(ids)
             critic(ids)
+            own = parts.seconds["old log-probabilities"]
             backend.score()
+            assert parts.seconds["old log-probabilities"] == own
+            values = parts.seconds["values"]
+            critic.base_model(ids)
+            assert parts.seconds["values"] > values
+            critic.lm_head.register_forward_hook(lambda *_: time.sleep(0.05))
+            critic(ids)
+            assert parts.seconds["values"] > 0.05
             greedy, sampled = (GenerationConfig(do_sample=each, max_new_tokens=2) for each in (False, True))
             policy.generate(ids, generation_config=greedy)
             assert parts.seconds.keys() == {"old log-probabilities", "values", "judging", "greedy reference"}
