@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from tests.conftest import REPOSITORY, requires_shared
 from tests.r2_toys import save_reasoning_judge
 
 pytestmark = pytest.mark.slow
+TRL_112 = os.environ.get("TRL_112_PYTHON", "/work/venv112/bin/python")
+CRITIC = {"critic forward", "critic backward", "critic Adam"}
 
 
 def benchmark(name, *words):
@@ -69,3 +72,77 @@ def test_judging_counts_tokens_and_agrees_with_a_plain_loop(tmp_path):
     assert ratios[1] > ratios[0] > 1
     assert all(float(row["peak_mib"]) > 0 for row in rows)
     assert (tmp_path / "judging.png").read_bytes().startswith(b"\x89PNG")
+
+
+TINY = ("--hidden", 64, "--layers", 1)
+
+
+def table(folder, name):
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return list(csv.DictReader((folder / f"{name}.csv").open()))
+
+
+@requires_shared
+@pytest.mark.skipif(not Path(TRL_112).exists(), reason=f"no environment with TRL 1.12: {TRL_112} is missing")
+def test_both_ppo_trainers_do_the_same_work(tmp_path):
+    size = ("--responses", 4, "--response_tokens", 8, "--minibatches", 2, "--epochs", 1, "--rounds", 1)
+    benchmark("ppo_against_trl", "--trl_python", TRL_112, *TINY, *size, "--output_dir", tmp_path)
+    rows = {row["side"]: row for row in table(tmp_path, "ppo_against_trl")}
+    assert rows.keys() == {"ours", "trl", "trl, minibatches"}
+    for name in ("policy_steps", "critic_steps", "policy_trained", "critic_trained", "initial_read", "critic_read"):
+        assert len({row[name] for row in rows.values()}) == 1, name
+    assert rows["ours"]["policy_steps"] == "2"
+    assert float(rows["ours"]["times_faster_ours"]) == 1.0
+
+
+@requires_shared
+def test_grpo_overhead_compares_the_same_rollouts(tmp_path):
+    size = ("--responses", 8, "--response_tokens", 4, "--rollouts", 1, "--rounds", 1)
+    output = benchmark("grpo_overhead", "--shape", *TINY, *size, "--output_dir", tmp_path)
+    rows = table(tmp_path, "grpo_overhead")
+    assert [row["side"] for row in rows] == ["ours", "trl"]
+    assert rows[0]["tokens"] == rows[1]["tokens"] != "0"
+    assert "1 layers of 64, cpu_seconds: " in output
+
+
+@requires_shared
+def test_reward_overhead_counts_what_each_side_reads(tmp_path):
+    words = ("--max_response_words", 8, "--rounds", 1, "--output_dir", tmp_path)
+    benchmark("reward_overhead", *TINY, *words)
+    rows = table(tmp_path, "reward_overhead")
+    assert [(row["responses"], row["readings"]) for row in rows] == [("8", "16"), ("8", "16"), ("8", "56")]
+    for row in rows:
+        assert int(row["tokens_gram_shared"]) < int(row["tokens_gram"])
+        assert float(row["overhead"]) == pytest.approx(float(row["cpu_ratio"]) / float(row["token_ratio"]), rel=1e-2)
+
+
+@requires_shared
+def test_the_profile_of_a_step_accounts_for_its_time_and_keeps_other_commits(tmp_path):
+    size = ("--shape", *TINY, "--responses", 8, "--response_tokens", 4, "--rollouts", 1)
+    benchmark("step_profile", *size, "--output_dir", tmp_path)
+    rows = table(tmp_path, "step_profile")
+    before = [{**row, "commit": "before"} for row in rows]
+    for algorithm in ("ppo", "grpo"):
+        parts = {row["part"]: float(row["share"]) for row in rows if row["algorithm"] == algorithm}
+        own = {part: share for part, share in parts.items() if not part.startswith("log: ")}
+        assert sum(own.values()) == pytest.approx(1, abs=1e-3)
+        absent = {part for part, share in own.items() if share == 0}
+        assert absent == (set() if algorithm == "ppo" else {"greedy reference", "values", *CRITIC})
+        assert parts["log: judging"] == pytest.approx(own["judging"], rel=0.1)
+    with (tmp_path / "step_profile.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(before + rows)
+    benchmark("step_profile", *size, "--algorithms", "ppo", "--output_dir", tmp_path)
+    kept = table(tmp_path, "step_profile")
+    assert [row for row in kept if row["commit"] == "before"] == before
+    assert len(kept) == 2 * len(rows)
+
+
+@requires_shared
+def test_ppo_scaling_runs_on_two_ranks(tmp_path):
+    size = ("--ranks", 2, "--responses", 4, "--response_tokens", 4, "--rollouts", 1)
+    benchmark("ppo_scaling", *TINY, *size, "--output_dir", tmp_path)
+    (row,) = table(tmp_path, "ppo_scaling")
+    assert float(row["samples_per_second"]) == pytest.approx(4 / float(row["seconds"]), rel=1e-2)
+    assert int(row["peak_mib_of_a_rank"]) > 200
