@@ -47,11 +47,14 @@ def test_a_line_takes_what_fits_behind_the_longest_row():
     assert laid[2].tolist() == [*ids[2, 1:5].tolist(), *ids[0, 2:5].tolist()]
 
 
+READERS = [make("llama"), make("mamba")]  # one that is packed, one that is not
+
+
 @given(lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=8))
 def test_every_token_stands_in_one_cell_and_comes_back(lengths):
     prompts, responses = zip(*lengths, strict=True)
     ids, mask = rows(prompts, (*responses[:-1], max(1, responses[-1])))
-    for model in (make("llama"), make("mamba")):
+    for model in READERS:
         lines = in_lines(model, mask)
         held = lines.cells[lines.cells < mask.numel()]
         assert sorted(held.tolist()) == mask.flatten().nonzero().squeeze(1).tolist()
