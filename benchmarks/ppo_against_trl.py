@@ -5,9 +5,9 @@ Both train the same policy (12 layers of 768, a vocabulary of 50,257, random wei
 policy and a Bradley-Terry reward of the same shape, in float32, on one batch of real prompts a rollout, with the same
 minibatches, epochs, clip ranges, γ, λ and KL coefficient. TRL reads a rollout in batches of
 `local_rollout_forward_batch_size`: it runs twice, with the whole rollout (its default is 64) and with a minibatch, as
-we do. A side is a process of its own; sides take turns, and the first rollout of each warms up. Optimizer steps must be
-equal, or the script stops; positions are told, since TRL reads padding and ours does not. TRL's policy and critic share
-one backward pass and one optimizer, which count as the policy's.
+we do. A side is a process of its own; sides take turns, and the first rollout of each warms up. Optimizer steps
+must be equal and neither side may train on fewer tokens than prompts and responses have (TRL reads padding too), or the
+script stops. TRL's policy and critic share one backward pass and one optimizer, which count as the policy's.
 
 Memory is measured apart, in a rollout with one epoch: the most bytes of tensors alive at once that were made in it,
 gradients excluded (weights and Adam's states are older). The resident set tells less: while activations are largest,
@@ -98,6 +98,8 @@ def measure(models: Path, epochs: int, arguments, memory: dict[str, dict]) -> li
         told, first = memory[side], timed[side][0]
         if any(rollout[name] != timed["ours"][0][name] for rollout in timed[side] for name in MUST_BE_EQUAL):
             raise SystemExit(f"{side} did other work than ours: {first} against {timed['ours'][0]}")
+        if any(rollout[name] < 0.95 * told["tokens"] * epochs for rollout in timed[side] for name in POSITIONS[:2]):
+            raise SystemExit(f"{side} left tokens out: {first} with {told['tokens']} tokens in a rollout")
         wall, cpu = (statistics.median(each[name] for each in timed[side]) for name in ("seconds", "cpu_seconds"))
         rows.append(
             {
@@ -170,7 +172,10 @@ def work(arguments) -> dict:
     trained = weight_bytes(models["policy"], models["critic"])
     states = weight_bytes(*models.values()) + 3 * trained
     peak = resident("VmHWM")
-    return {"rollouts": clock.rows, "above": live.peak, "peak": peak, "imports": imports, "states": states}
+    tokenizer = AutoTokenizer.from_pretrained(arguments.models / "policy")
+    tokens = sum(map(len, tokenizer(prompts).input_ids)) + arguments.responses * arguments.response_tokens
+    told = {"rollouts": clock.rows, "above": live.peak, "peak": peak, "imports": imports, "states": states}
+    return told | {"tokens": tokens}
 
 
 def common(arguments, folder: str) -> dict:

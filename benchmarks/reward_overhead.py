@@ -4,8 +4,8 @@
 
 Real responses (../shared/data/unlabeled/bon16) in the groups of training: one response with a reference (PPO), eight
 with a reference, eight in a round robin (GRPO); pairs in both orders. A judge must read more tokens: the token ratio is
-what GRAM has to read with each shared beginning read once, over what Bradley-Terry reads. `overhead` is the ratio of
-processor times over that ratio: 1 where a token costs the same, and what sharing leaves undone above it.
+what GRAM has to read over what Bradley-Terry has to, each shared beginning once on both sides. `overhead` is the ratio
+of processor times over that ratio: 1 where a token costs the same, and what sharing leaves undone above it.
 
 The sides take turns; medians of the rounds. Writes reward_overhead.csv and reward_overhead.png.
 """
@@ -116,7 +116,7 @@ def measure(judge: GramJudge, reward: PairwiseReward, bradley_terry: BradleyTerr
                 raise SystemExit(f"{name} gave no score to some responses: {scores[0].reasons[:3]}")
     inputs = read_by(judge, reward, groups)
     items = [(group.prompt, text) for group in groups for text in group.responses]
-    tokens = sum(len(item.ids) for item in bradley_terry.encoder.encode(items))
+    tokens = distinct([tuple(item.ids) for item in bradley_terry.encoder.encode(items)])
     (wall, cpu), (wall_bt, cpu_bt) = (
         [statistics.median(values) for values in zip(*clocks[name], strict=True)] for name in work
     )

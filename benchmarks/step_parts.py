@@ -186,13 +186,14 @@ class Parts:
         self._graph_of = "policy"  # the model whose forward was the last with a graph
         self._first_weights = {id(next(model.parameters())): name for name, model in models.items()}
         for name, model in models.items():
-            before, after = self._hooks(lambda *_, name=name: self._forward_of(name))
+            before, after = self._hooks(lambda _, args, kwargs, name=name: self._forward_of(name, kwargs))
             for module in (model, model.base_model):  # TRL 1.12 calls the inner one of a classifier
-                self._undo += [module.register_forward_pre_hook(before).remove]
+                self._undo += [module.register_forward_pre_hook(before, with_kwargs=True).remove]
                 self._undo += [module.register_forward_hook(after).remove]
         before, after = self._hooks(self._step_of)
         self._undo += [register_optimizer_step_pre_hook(before).remove, register_optimizer_step_post_hook(after).remove]
-        self.around(models["policy"], "generate", _decoding)
+        # Of the class: a trainer may put a `generate` of its own on the model and take it away again.
+        self.around(type(models["policy"]), "generate", _decoding)
         self.around(torch.Tensor, "backward", lambda *_, **__: f"{self._graph_of} backward")
 
     def around(self, owner, method: str, part_of: Callable[..., str]) -> None:
@@ -225,11 +226,11 @@ class Parts:
 
         return before, after
 
-    def _forward_of(self, name: str) -> str:
+    def _forward_of(self, name: str, kwargs: Mapping[str, object]) -> str:
         if torch.is_grad_enabled():
             self._graph_of = name
             return f"{name} forward"
-        return _WITHOUT_GRAPH[name]
+        return "samples" if kwargs.get("past_key_values") is not None else _WITHOUT_GRAPH[name]
 
     def _step_of(self, optimizer: torch.optim.Optimizer, *_) -> str:
         stepped = (id(weight) for group in optimizer.param_groups for weight in group["params"])

@@ -89,9 +89,10 @@ def test_both_ppo_trainers_do_the_same_work(tmp_path):
     benchmark("ppo_against_trl", "--trl_python", TRL_112, *TINY, *size, "--output_dir", tmp_path)
     rows = {row["side"]: row for row in table(tmp_path, "ppo_against_trl")}
     assert rows.keys() == {"ours", "trl", "trl, minibatches"}
-    for name in ("policy_steps", "critic_steps", "policy_trained", "critic_trained", "initial_read", "critic_read"):
+    for name in ("policy_steps", "critic_steps"):
         assert len({row[name] for row in rows.values()}) == 1, name
     assert rows["ours"]["policy_steps"] == "2"
+    assert int(rows["ours"]["policy_trained"]) <= int(rows["trl"]["policy_trained"])  # no padding
     assert float(rows["ours"]["times_faster_ours"]) == 1.0
 
 
@@ -127,7 +128,7 @@ def test_the_profile_of_a_step_accounts_for_its_time_and_keeps_other_commits(tmp
         own = {part: share for part, share in parts.items() if not part.startswith("log: ")}
         assert sum(own.values()) == pytest.approx(1, abs=1e-3)
         absent = {part for part, share in own.items() if share == 0}
-        assert absent == (set() if algorithm == "ppo" else {"greedy reference", "values", *CRITIC})
+        assert absent == {"greedy reference", *(() if algorithm == "ppo" else ("values", *CRITIC))}
         assert parts["log: judging"] == pytest.approx(own["judging"], rel=0.1)
     with (tmp_path / "step_profile.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

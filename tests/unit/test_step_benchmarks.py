@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from tests.conftest import REPOSITORY, SHARED, requires_shared
 from tests.support import tiny_model
@@ -172,6 +172,10 @@ def test_what_is_inside_of_a_part_belongs_to_it(benchmark):
             policy.generate(ids, generation_config=greedy)
             assert parts.seconds.keys() == {"old log-probabilities", "values", "judging", "greedy reference"}
             policy.generate(ids, generation_config=sampled)
+            own, samples = parts.seconds["old log-probabilities"], parts.seconds["samples"]
+            policy(ids, past_key_values=DynamicCache(config=policy.config), use_cache=True)
+            assert parts.seconds["old log-probabilities"] == own
+            assert parts.seconds["samples"] > samples
         for name, model in (("policy", policy), ("critic", critic)):
             model(ids).logits.sum().backward()
             torch.optim.SGD(model.parameters(), lr=0.0).step()
@@ -219,7 +223,8 @@ def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
     work |= {"critic read": 1, "initial read": 1, "reward read": 1}
     seconds = {"ours": 2.0, "trl": 3.0, "trl, minibatches": 4.0}
     above = {"ours": 100, "trl": 200, "trl, minibatches": 150}
-    memory = {side: {"above": above[side] * module.MIB, "peak": 0, "imports": 0, "states": 0} for side in above}
+    told = {"peak": 0, "imports": 0, "states": 0, "tokens": 45}
+    memory = {side: {"above": above[side] * module.MIB, **told} for side in above}
 
     def run_side(side, *_):
         return {"rollouts": [{"seconds": seconds[side], "cpu_seconds": seconds[side], **work}]}
@@ -230,11 +235,8 @@ def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
     assert [row["samples_per_second"] for row in rows] == pytest.approx([2.0, 4 / 3, 1.0], abs=1e-9)
     assert [row["memory_share_ours"] for row in rows] == pytest.approx([1.0, 0.5, 2 / 3], abs=1e-9)
 
-    def other_work(side, *arguments):
-        told = run_side(side, *arguments)
-        told["rollouts"][0]["policy trained"] += side == "trl"
-        return told
-
-    monkeypatch.setattr(module, "run_side", other_work)
-    with pytest.raises(SystemExit, match="trl did other work"):
-        module.measure(None, 2, SimpleNamespace(rounds=1, responses=4), memory)
+    for less, said in ({"critic steps": 7}, "trl did other work"), ({"policy trained": 80}, "trl left tokens out"):
+        of_trl = {"rollouts": [run_side("trl")["rollouts"][0] | less]}
+        monkeypatch.setattr(module, "run_side", lambda side, *_, of=of_trl: of if side == "trl" else run_side(side))
+        with pytest.raises(SystemExit, match=said):
+            module.measure(None, 2, SimpleNamespace(rounds=1, responses=4), memory)
