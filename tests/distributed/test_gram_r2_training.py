@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pytest
 from trl import ModelConfig
 
 from reward.encoding import JudgeConfig
@@ -20,6 +21,7 @@ from tests.gram_toys import write_rows
 SETTINGS = {"answer_tokens": ANSWER_TOKENS, "proofs_per_reading": 3, "copied_run": 4}
 
 
+@pytest.mark.slow
 def test_two_ranks_run_all_stages_and_prove_what_one_proves(tmp_path):
     base, out = save_toy_writer(tmp_path / "base"), tmp_path / "out"
     rows = rationale_rows(22, 1)

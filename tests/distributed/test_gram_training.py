@@ -153,6 +153,7 @@ def test_ranks_agree_and_an_adapter_is_saved(toy, tmp_path):
     assert mass == pytest.approx(metrics["eval_label_mass"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_stage_1_on_two_ranks_trains_the_weights_of_one(toy, tmp_path):
     rows = toy_rows(16, 0)
     done = run_deepspeed(

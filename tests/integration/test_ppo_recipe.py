@@ -134,6 +134,7 @@ def test_two_ranks_train_save_and_continue(toys, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(out / "checkpoint-4").num_parameters() == policy.num_parameters()
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it_too(toys, tmp_path):
     accelerate = Path(sys.executable).with_name("accelerate")
     out = tmp_path / "out"

@@ -70,6 +70,7 @@ def test_the_main_job_runs_without_flags_on_one_rank(small_world, tmp_path):
     assert record["settings"]["PPOConfig"]["deepspeed"].endswith("zero3_cpu.json")
 
 
+@pytest.mark.slow
 def test_grpo_runs_without_flags_on_two_ranks(small_world, tmp_path):
     flags = ["--max_steps", "4", "--output_dir", tmp_path / "out", "--reward_placement", "zero3"]
     done = run_deepspeed(
