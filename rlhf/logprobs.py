@@ -20,7 +20,7 @@ from reward.errors import SettingsError
 from rlhf.packing import in_lines
 
 # Tokens and vocabulary of a tile: 8 MiB of logits, which are written and read ten times. With 4,096 x 32,768, TRL's, a
-# processor takes 1.4 times as long (docs/benchmarks.md).
+# processor takes 1.4 times as long (docs/decisions.md).
 TILE = (256, 8_192)
 _NO_LABEL = -100
 
@@ -37,7 +37,7 @@ def response_logps(
     **of_images,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What TRL's `_get_per_token_logps_and_entropies` gives for text: log-probabilities and entropies of the last
-    `length` tokens, each (B, T) and 0 where `mask` is, and the load-balancing loss of a mixture of experts.
+    `length` tokens, each (B, T) and 0 where `mask` (B, S) is, in nats; a mixture of experts' balancing loss.
 
     Raises:
         SettingsError: the prompts hold images, which no reward here reads.
