@@ -33,12 +33,17 @@ def batches_by_length(lengths: Mapping[_Key, int], token_budget: int) -> Iterato
         order = order[size:]
 
 
+def inner_model(model: nn.Module) -> PreTrainedModel:
+    """Below an engine, DDP and PEFT."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
 def fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> str:
     """A digest of all that decides an answer: every byte of the weights, architecture, vocabulary, chat template and
     `settings`. Read once, at loading.
     """
     digest = hashlib.sha256()
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # below an engine
+    inner = inner_model(model)
     for name, weight in inner.state_dict(keep_vars=True).items():
         with gathered(weight) if inner is not model else nullcontext():
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())

@@ -11,12 +11,12 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from reward.errors import SettingsError
+from reward.models import inner_model
 from rlhf.packing import in_lines
 
 # Tokens and vocabulary of a tile: 8 MiB of logits, which are written and read ten times. With 4,096 x 32,768, TRL's, a
@@ -77,7 +77,7 @@ def suit_processor(model: nn.Module, device: torch.device) -> None:
     if device.type != "cpu":
         return
     chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE = TILE
-    model = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    model = inner_model(model)
     whole = model.forward
 
     @wraps(whole)

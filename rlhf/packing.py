@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from reward.models import inner_model
+
 _keeps_apart: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -41,7 +43,7 @@ def in_lines(model: nn.Module, mask: Tensor) -> Lines:
         return _row_a_line(mask)
     lengths = mask.sum(1).tolist()
     # Flash attention finds rows in a single line only; other kernels read W x W, whoever belongs together.
-    width = sum(lengths) if _inner(model).config._attn_implementation.startswith("flash") else max(lengths)
+    width = sum(lengths) if inner_model(model).config._attn_implementation.startswith("flash") else max(lengths)
     tokens = mask.flatten().nonzero().squeeze(1).split(lengths)
     places = (mask.cumsum(1) - 1).flatten()
     lines = [torch.cat([tokens[number] for number in line]) for line in _fill(lengths, width)]
@@ -81,7 +83,7 @@ def keeps_rows_apart(model: nn.Module) -> bool:
     Asked of the model itself, once: two forwards of eight tokens. A state that flows on (Mamba) or a mask that does not
     look at positions answers no.
     """
-    inner = _inner(model)
+    inner = inner_model(model)
     if inner not in _keeps_apart:
         training = inner.training
         inner.eval()
@@ -96,8 +98,3 @@ def _read(model: PreTrainedModel, before: tuple[int, ...]) -> Tensor:
     ids = torch.tensor([[*before, 4, 5, 6, 7]], device=model.device)
     positions = torch.arange(4, device=ids.device).repeat(2).unsqueeze(0)
     return model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, 4:]
-
-
-def _inner(model: nn.Module) -> PreTrainedModel:
-    """Below an engine, DDP and PEFT."""
-    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))

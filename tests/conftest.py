@@ -8,11 +8,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: more threads than cores cost a factor of five
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # before huggingface_hub reads them
+
+hypothesis.settings.register_profile("shared cores", deadline=None)  # a first example loads what the others have
+hypothesis.settings.load_profile("shared cores")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"

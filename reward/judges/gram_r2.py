@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from reward.encoding import Encoded, JudgeEncoder
@@ -17,7 +17,7 @@ from reward.errors import SettingsError
 from reward.judges.gram import load_encoder, load_model
 from reward.judges.label_logits import label_logits, left_pad
 from reward.judges.votes import Sampling, read_sample, sample_seed, vote
-from reward.models import DEFAULT_TOKEN_BUDGET, batches_by_length, fingerprint
+from reward.models import DEFAULT_TOKEN_BUDGET, batches_by_length, fingerprint, inner_model
 from reward.types import NO_VERDICT, Judgment, Pair
 
 
@@ -57,7 +57,7 @@ class GramR2Judge:
         # On a CPU too: a step of decoding has one token a row. 2,048 took 1.4 to 2 times as long in the small world.
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET["gpu"]
         self._sharded = sharded
-        self._inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+        self._inner = inner_model(model)
         tokenizer = encoder.tokenizer
         ends = self._inner.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]

@@ -11,11 +11,11 @@ from itertools import accumulate, groupby
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from reward.judges.label_logits import left_pad
-from reward.models import batches_by_length
+from reward.models import batches_by_length, inner_model
 
 LEAST_SAVED = 64  # tokens that a node must save over all that continue it: each level of the tree costs a forward
 CHUNK = 8  # token budgets: of inputs that are under way at once, and of rows with all they read on from in a forward
@@ -45,8 +45,7 @@ Step = list[Node]  # nodes of one forward; all that is above them was read in st
 
 def can_share(model: nn.Module) -> bool:
     """Whether every layer of the model attends to everything before it and keeps keys and values of it all."""
-    causal = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # below an engine
-    layers = DynamicCache(config=causal.config.get_text_config()).layers
+    layers = DynamicCache(config=inner_model(model).config.get_text_config()).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 

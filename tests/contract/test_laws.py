@@ -349,7 +349,7 @@ tables = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(table=tables, responses=st.lists(st.sampled_from("abc"), max_size=6), reference=st.sampled_from("abc"))
 def test_any_table_of_verdicts_scores_as_the_mean_of_both_orders(table, responses, reference):
     judge = TableJudge(lambda a, b: table.get((a, b), NO_VERDICT))
