@@ -20,7 +20,7 @@ from rlhf.best_of_n import (
 small = st.lists(st.tuples(st.integers(0, 3), st.integers(-5, 5)), min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(samples=small, data=st.data())
 def test_the_closed_form_is_the_mean_over_all_subsets(samples, data):
     n = data.draw(st.integers(1, len(samples)))

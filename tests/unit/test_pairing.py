@@ -141,7 +141,7 @@ def test_swiss_rests_the_lowest_of_those_who_have_not_rested():
 
 
 @given(st.integers(2, 16).map(lambda half: 2 * half + 1), st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_rests_go_round(size, seed):
     results, rounds = play(Swiss(), size, coin(seed))
     games = [sum(player in game for game in pairs_met(results)) for player in range(size)]

@@ -172,7 +172,7 @@ texts = st.lists(
 
 
 @pytest.mark.parametrize("name", ["chatml", "plain"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(question=texts, a=texts, b=texts, room=st.integers(24, 130))
 def test_any_pair_fits_and_is_cut_the_same_in_both_orders(name, question, a, b, room):
     encoder = encoder_with_room(name, "compact", room)
