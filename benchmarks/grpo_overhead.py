@@ -11,7 +11,6 @@ grpo_overhead.csv and grpo_overhead.png, a row a run.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import matplotlib
 from datasets import Dataset
-from step_parts import ROOT, Clock, add_shape, commit, real_prompts, save_policy, write_csv
+from step_parts import ROOT, Clock, add_shape, commit, merge_csv, real_prompts, save_policy
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -66,14 +65,11 @@ def main() -> None:
                 rows.append({"models": models, "commit": commit(), "round": number, "side": side})
                 rows[-1] |= run(side, policy, prompts, Path(folder), arguments)
                 print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    path = arguments.output_dir / "grpo_overhead.csv"
-    known = list(csv.DictReader(path.open())) if path.exists() else []
-    kept = [row for row in known if (row["models"], row["commit"]) != (models, commit())]
-    write_csv(path, kept + rows)
     for clock in ("cpu_seconds", "seconds"):
         found = overheads(rows, clock)
         print(f"{models}, {clock}: {statistics.median(found):+.1%} ({min(found):+.1%} to {max(found):+.1%})")
-    draw(kept + rows, arguments.output_dir / "grpo_overhead.png")
+    rows = merge_csv(arguments.output_dir / "grpo_overhead.csv", rows, "models", "commit")
+    draw(rows, arguments.output_dir / "grpo_overhead.png")
 
 
 def of_small_world() -> tuple[Path, list[dict], str]:

@@ -1,4 +1,5 @@
-# python benchmarks/ppo_against_trl.py --trl_python /work/venv112/bin/python
+# python benchmarks/ppo_against_trl.py --trl_python TRL112/bin/python
+# the same with --prompt_tokens 256 --response_tokens 48 --responses 8 --minibatches 2     long prompts, short responses
 """PPO against TRL 1.12's `trl.experimental.ppo.PPOTrainer`: samples per second, and memory above the models.
 
 Both train the same policy (12 layers of 768, a vocabulary of 50,257, random weights) with a value model, an initial
@@ -14,7 +15,8 @@ gradients excluded (weights and Adam's states are older). The resident set tells
 gradients are not there yet, so it is about the same on both sides. It stands beside: its largest value, and that less
 what imports, weights (4 models), gradients (2) and Adam's states (2 x 2) take.
 
-Writes ppo_against_trl.csv and ppo_against_trl.png. TRL 1.12 needs an environment of its own:
+Rows of other rollouts in ppo_against_trl.csv are kept and drawn with the new ones; ppo_against_trl.png. TRL 1.12 needs
+an environment of its own:
 
     python -m venv trl112 && trl112/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate==1.15.0 trl==1.12.0
 """
@@ -39,13 +41,13 @@ from step_parts import (
     LiveBytes,
     Parts,
     add_shape,
+    merge_csv,
     real_prompts,
     resident,
     save_policy,
     save_reward_model,
     split,
     weight_bytes,
-    write_csv,
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -81,7 +83,7 @@ def main() -> None:
         save_reward_model(Path(folder, "reward"), arguments)
         memory = {side: run_side(side, Path(folder), 1, arguments, memory=True) for side in SIDES}
         rows = [row for epochs in arguments.epochs for row in measure(Path(folder), epochs, arguments, memory)]
-    write_csv(arguments.output_dir / "ppo_against_trl.csv", rows)
+    rows = merge_csv(arguments.output_dir / "ppo_against_trl.csv", rows, "rollout", "epochs")
     draw(rows, arguments.output_dir / "ppo_against_trl.png")
 
 
@@ -94,6 +96,7 @@ def measure(models: Path, epochs: int, arguments, memory: dict[str, dict]) -> li
             last = timed[side][-1]
             print(f"{epochs} epochs, {side}: {last['seconds']:.1f} s, {last['cpu_seconds']:.1f} s of CPU", flush=True)
     rows = []
+    rollout = f"{arguments.responses} x {arguments.response_tokens}, prompts to {arguments.prompt_tokens} tokens"
     for side in SIDES:
         told, first = memory[side], timed[side][0]
         if any(rollout[name] != timed["ours"][0][name] for rollout in timed[side] for name in MUST_BE_EQUAL):
@@ -103,6 +106,7 @@ def measure(models: Path, epochs: int, arguments, memory: dict[str, dict]) -> li
         wall, cpu = (statistics.median(each[name] for each in timed[side]) for name in ("seconds", "cpu_seconds"))
         rows.append(
             {
+                "rollout": rollout,
                 "epochs": epochs,
                 "side": side,
                 "samples_per_second": arguments.responses / wall,
@@ -278,21 +282,22 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    size = (11, 1.8 + 0.45 * len(rows))
+    size = (11, 1.8 + 0.5 * len(rows))
     figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True, width_ratios=(2, 1))
     left = [0.0] * len(rows)
     for part, colour in PARTS.items():
-        width = [row[part] for row in rows]
+        width = [float(row[part]) for row in rows]
         if any(width):
             bars = axes[0].barh(range(len(rows)), width, left=left, color=colour, label=part, height=0.7)
         left = [a + b for a, b in zip(left, width, strict=True)]
-    axes[0].bar_label(bars, labels=[f" {row['samples_per_second']:.3g} samples/s" for row in rows], fontsize=8)
+    axes[0].bar_label(bars, labels=[f" {float(row['samples_per_second']):.3g} samples/s" for row in rows], fontsize=8)
     axes[0].set_xlim(0, 1.2 * max(left))
     axes[0].set(xlabel="seconds of a rollout and its epochs", yticks=range(len(rows)))
-    names = {"ours": "ours", "trl": "TRL 1.12", "trl, minibatches": "TRL 1.12, rollout\nread in minibatches"}
-    axes[0].set_yticklabels([f"{names[row['side']]}\n{row['epochs']} epochs" for row in rows], fontsize=8)
+    names = {"ours": "ours", "trl": "TRL 1.12", "trl, minibatches": "TRL 1.12, reading in minibatches"}
+    labels = [f"{names[row['side']]}\n{row['rollout']}, {row['epochs']} epochs" for row in rows]
+    axes[0].set_yticklabels(labels, fontsize=8)
     axes[0].invert_yaxis()
-    bars = axes[1].barh(range(len(rows)), [row["mib_above"] for row in rows], color="#666666", height=0.7)
+    bars = axes[1].barh(range(len(rows)), [float(row["mib_above"]) for row in rows], color="#666666", height=0.7)
     axes[1].bar_label(bars, fmt=" %.0f", fontsize=8)
     axes[1].margins(x=0.15)
     axes[1].set_xlabel("tensors above weights,\ngradients and Adam, MiB")

@@ -11,7 +11,6 @@ The sides take turns; medians of the rounds. Writes reward_overhead.csv and rewa
 """
 
 import argparse
-import csv
 import gzip
 import itertools
 import json
@@ -22,7 +21,7 @@ import time
 from pathlib import Path
 
 import matplotlib
-from step_parts import ROOT, SHARED, add_shape, commit, save_policy, write_csv
+from step_parts import ROOT, SHARED, add_shape, commit, merge_csv, save_policy
 from transformers import AutoModelForSequenceClassification
 
 from reward.backends import PairwiseReward
@@ -62,11 +61,8 @@ def main() -> None:
         reward = PairwiseReward(BothOrders(judge), pairing())
         rows[-1] |= measure(judge, reward, bradley_terry, groups, arguments.rounds)
         print(", ".join(f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in rows[-1].items()))
-    path = arguments.output_dir / "reward_overhead.csv"
-    known = list(csv.DictReader(path.open())) if path.exists() else []
-    kept = [row for row in known if (row["models"], row["commit"]) != (models, commit())]
-    write_csv(path, kept + rows)
-    draw(kept + rows, arguments.output_dir / "reward_overhead.png")
+    rows = merge_csv(arguments.output_dir / "reward_overhead.csv", rows, "models", "commit")
+    draw(rows, arguments.output_dir / "reward_overhead.png")
 
 
 def load(folder: Path, arguments) -> tuple[GramJudge, BradleyTerryReward, str]:

@@ -321,6 +321,15 @@ def commit() -> str:
     return last + "+" * bool(changed)
 
 
+def merge_csv(path: Path, rows: Sequence[dict], *names: str) -> list[dict]:
+    """Writes `rows` below those of other runs that `path` holds: those that differ in one of `names`. Returns all."""
+    new = {tuple(str(row[name]) for name in names) for row in rows}
+    known = list(csv.DictReader(path.open())) if path.exists() else []
+    rows = [row for row in known if tuple(row[name] for name in names) not in new] + list(rows)
+    write_csv(path, rows)
+    return rows
+
+
 def write_csv(path: Path, rows: Sequence[dict]) -> None:
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))

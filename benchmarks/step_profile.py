@@ -15,7 +15,6 @@ before and after are one picture; step_profile.png.
 """
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
@@ -32,11 +31,11 @@ from step_parts import (
     Parts,
     add_shape,
     commit,
+    merge_csv,
     real_prompts,
     resident,
     save_policy,
     split,
-    write_csv,
 )
 from transformers import PrinterCallback
 
@@ -74,16 +73,8 @@ def main() -> None:
     for algorithm in arguments.algorithms:
         with tempfile.TemporaryDirectory() as folder:
             rows += profile(algorithm, arguments, Path(folder))
-    path = arguments.output_dir / "step_profile.csv"
-    known = list(csv.DictReader(path.open())) if path.exists() else []
-    new = {_run(row) for row in rows}
-    rows = [row for row in known if _run(row) not in new] + rows
-    write_csv(path, rows)
+    rows = merge_csv(arguments.output_dir / "step_profile.csv", rows, "algorithm", "models", "commit")
     draw(rows, arguments.output_dir / "step_profile.png")
-
-
-def _run(row: dict) -> tuple[str, ...]:
-    return row["algorithm"], row["models"], row["commit"]
 
 
 def profile(algorithm: str, arguments, folder: Path) -> list[dict]:

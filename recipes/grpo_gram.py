@@ -79,6 +79,7 @@ def main() -> None:
         processing_class=tokenizer,
         gold=GoldReward() if small_world else None,
         normaliser=reward.normaliser,
+        elsewhere=reward.elsewhere,
         peft_config=get_peft_config(model_args),
         quantization_config=quantization,
     )

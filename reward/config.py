@@ -57,12 +57,13 @@ class Reward:
 
     backend: scores groups for training. versus: scores the same responses against one fixed response a group, for
     win rates. The two share their weights. normaliser: of a sum whose members are normalised; the training loop
-    updates and saves it.
+    updates and saves it. elsewhere: `backend` waits for servers alone, so a trainer may go on meanwhile.
     """
 
     backend: RewardBackend
     versus: RewardBackend
     normaliser: Normaliser | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def build_reward(arguments: RewardArguments, run: Run | None = None) -> Reward:
     moments = Moments() if arguments.reward_normalise else None
     only = Member(1.0, reward.backend, moments, arguments.reward_clip)
     normaliser = Normaliser({only.label: moments}) if moments else None
-    return Reward(WeightedSum([only], only.label), reward.versus, normaliser)
+    return replace(reward, backend=WeightedSum([only], only.label), normaliser=normaliser)
 
 
 def reward_help() -> str:
@@ -397,7 +398,7 @@ def _served_judge_parts(arguments: RewardArguments) -> tuple[Any, Any, Any]:
 def _build_llm_judge(arguments: RewardArguments, run: Run) -> Reward:
     from reward.judges.llm_judge import LLMJudge
 
-    return _pairwise(LLMJudge(*_served_judge_parts(arguments)), arguments, run)
+    return replace(_pairwise(LLMJudge(*_served_judge_parts(arguments)), arguments, run), elsewhere=True)
 
 
 # --- scoring: bradley_terry, remote, rule, factories ------------------------------------------------------------------
@@ -468,7 +469,8 @@ def _build_remote(arguments: RewardArguments, run: Run) -> Reward:
 
     servers = _connect(arguments)
     backend = RemoteReward(servers)
-    return Reward(backend, PairwiseReward(RemoteJudge(servers)) if servers.health.judge else backend)
+    versus = PairwiseReward(RemoteJudge(servers)) if servers.health.judge else backend
+    return Reward(backend, versus, elsewhere=True)
 
 
 def _load_rule(arguments: RewardArguments) -> Any:
@@ -528,9 +530,10 @@ def _plan_sum(arguments: RewardArguments) -> tuple[Placed, ...]:
 
 def _build_sum(arguments: RewardArguments, run: Run) -> Reward:
     name, settings = read_sum(arguments.reward)
-    backends, twins, moments = [], [], {}
+    backends, twins, moments, elsewhere = [], [], {}, True
     for member in settings:
         inner = build_reward(member.arguments, run)
+        elsewhere &= inner.elsewhere
         own = Moments() if member.normalise else None
         label = member.name or inner.backend.name
         backends.append(Member(member.weight, inner.backend, own, member.clip, label))
@@ -539,7 +542,7 @@ def _build_sum(arguments: RewardArguments, run: Run) -> Reward:
         if inner.normaliser is not None:
             moments |= {f"{label}/{path}": each for path, each in inner.normaliser.moments.items()}
     normaliser = Normaliser(moments) if moments else None
-    return Reward(WeightedSum(backends, name), WeightedSum(twins, name), normaliser)
+    return Reward(WeightedSum(backends, name), WeightedSum(twins, name), normaliser, elsewhere)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from reward.errors import GramError, SettingsError
 from reward.types import Group, GroupScore, Prompt, as_prompt, message_text
 
 Row = str | Sequence[Mapping[str, str]]
-_NO_COLUMNS = {"completion_ids", "trainer_state", "environments", "log_extra", "log_metric"}  # TRL's own, beside them
+# Rows themselves, and what TRL hands over beside the columns.
+_NO_COLUMNS = {"prompt", "completion", "completion_ids", "trainer_state", "environments", "log_extra", "log_metric"}
 
 
 def response_text(completion: Row) -> str:

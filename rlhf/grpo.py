@@ -71,6 +71,8 @@ class JudgedGRPOTrainer(GRPOTrainer):
         normaliser: of `backend`, where it normalises its members; saved with checkpoints.
         tools: functions that the policy may call while it responds, as TRL takes them; the judge reads calls and
             results, the losses skip the results.
+        elsewhere: `backend` waits for another machine and is asked in a thread, while log-probabilities are read here;
+            it must take part in no collective.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo"]
@@ -93,6 +95,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
         quantization_config=None,
         tools: list[Callable] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        elsewhere: bool = False,
     ):
         check_data(train_dataset, args, reference)
 
@@ -129,6 +132,7 @@ class JudgedGRPOTrainer(GRPOTrainer):
             reference=reference,
             gold=gold,
             normaliser=normaliser,
+            elsewhere=elsewhere,
         )
 
         self.checkpoints = Checkpoints(self)
@@ -145,12 +149,15 @@ class JudgedGRPOTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list):
         with self.rollout.phases("rollout"):
-            return super()._generate(prompts)
+            generated = super()._generate(prompts)
+        self.rollout.ask(prompts, generated[3])  # their texts or messages
+        return generated
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         return self.rollout.sample(super()._generate_single_turn, prompt_ids, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
+        self.rollout.rows = inputs
         with self.rollout.phases("scoring"):  # log-probabilities and advantages: less the phases inside
             return super()._generate_and_score_completions(inputs)
 

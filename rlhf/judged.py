@@ -7,9 +7,11 @@ logged. Metrics of the reward are sums over all ranks, not means of means.
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -153,6 +155,7 @@ class JudgedRollout:
             the `dataset`'s, or None where the backend compares the responses with each other.
         gold: a backend whose scores are logged as `objective/gold` and never trained on.
         normaliser: what `backend` normalises its members by; each training rollout is added after it was scored.
+        elsewhere: `backend` waits for another machine: it is asked in a thread, while this process reads on.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class JudgedRollout:
         reference: str | None,
         gold: RewardBackend | None,
         normaliser: Normaliser | None,
+        elsewhere: bool,
     ):
         self._trainer = trainer
         self.references = references
@@ -176,6 +180,9 @@ class JudgedRollout:
         self.training_phases = Phases()
         self._evaluation_phases = Phases()
         self.scores: list[float] = []  # of this rank's last rollout, NaN where there is none
+        self._thread = ThreadPoolExecutor(1, "judging") if elsewhere else None
+        self.rows: Sequence[Mapping[str, Any]] | None = None  # the data set's, of the rollout that is to be scored
+        self._asked: _Asked | None = None
         self.warnings = Warnings(trainer)
         self._held_out: list[tuple[str, str, float]] = []  # (name, prompt, value) of this rank's evaluation
         self._began_here = False  # this process has sampled the run's first rollout
@@ -199,24 +206,40 @@ class JudgedRollout:
             self.references.keep(ids[len(prompt_ids) :])
         return ids[: len(prompt_ids)], log_probabilities
 
-    def score_rows(self, prompts, completions, *, log_metric, log_extra, **columns) -> list[float | None]:
-        """TRL's reward function: rows of this rank in, one score a row out, None where there is none.
+    def ask(self, prompts: list, completions: list) -> None:
+        """Asks for the scores of this rank's `rows`, which `score_rows` gives: a backend elsewhere works from here on.
 
-        Raises:
-            NoVerdictError: on every rank, when more of the rollout than `max_no_verdict_rate` has no score.
+        Nothing is asked where no rollout is to be scored.
         """
+        if self.rows is None:
+            return
+        rows, self.rows = self.rows, None
         trainer = self._trainer
         self._began_here |= trainer.state.global_step == 0
         size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
         unique = prompts[::size]
         with self.phases("rollout"):
             references = self._of_groups(unique, columns.get("reference"), size)
             rivals = self.references.initial(unique) if self._win_rate_is_due() else None
         groups = groups_from_rows(prompts, completions, size, references, columns)
-        started = time.perf_counter()
+        answer = partial(_timed, self.backend, groups)
+        self._asked = _Asked(
+            groups, references, rivals, answer if self._thread is None else self._thread.submit(answer).result
+        )
+
+    def score_rows(self, prompts, completions, *, log_metric, log_extra, **_) -> list[float | None]:
+        """TRL's reward function: one score for each of the rows that were asked for, None where there is none.
+
+        Raises:
+            NoVerdictError: on every rank, when more of the rollout than `max_no_verdict_rate` has no score.
+        """
+        trainer = self._trainer
+        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        groups, references, rivals, answer = self._asked
+        self._asked = None
         with self.phases("judging"):
-            results = self.backend.score(groups)
-            seconds = time.perf_counter() - started
+            results, seconds = answer()
             wins = [] if rivals is None else self._wins(groups, rivals)
         with self.phases("gold"):
             gold = [] if self.gold is None else self.gold.score(groups)
@@ -384,6 +407,18 @@ class JudgedRollout:
         first = self._shown_at is None
         samples.append(trainer.args.output_dir, chosen, step, fresh=self._began_here, first=first)
         self._shown_at = step
+
+
+class _Asked(NamedTuple):
+    groups: list[Group]
+    references: list[str] | None  # one a group
+    rivals: list[str] | None  # one a group, where the win rate is due
+    answer: Callable[[], tuple[list[GroupScore], float]]  # waits for the scores, and the seconds they took
+
+
+def _timed(backend: RewardBackend, groups: Sequence[Group]) -> tuple[list[GroupScore], float]:
+    started = time.perf_counter()
+    return backend.score(groups), time.perf_counter() - started
 
 
 def _scored(results: Sequence[GroupScore]) -> list[float]:

@@ -61,6 +61,8 @@ class PPOTrainer(GRPOTrainer):
             results, the losses skip the results.
         peft_config: policy and critic train adapters; the policy without its adapter is the initial one.
         quantization_config: how the weights below the adapters are loaded (QLoRA).
+        elsewhere: `backend` waits for another machine and is asked in a thread, while log-probabilities and values are
+            read here; it must take part in no collective.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
@@ -86,10 +88,12 @@ class PPOTrainer(GRPOTrainer):
         quantization_config=None,
         tools: list[Callable] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        elsewhere: bool = False,
     ):
         check_data(train_dataset, args, reference)
         self.kl_coef = args.kl_coef
         self._stopped_early = False  # the policy takes no further step on this rollout
+        self._sampling = False  # a rollout is being sampled and scored
 
         def score(*args, **kwargs):
             return self.rollout.score_rows(*args, **kwargs)
@@ -120,6 +124,7 @@ class PPOTrainer(GRPOTrainer):
             reference=reference,
             gold=gold,
             normaliser=normaliser,
+            elsewhere=elsewhere,
         )
         self.critic = None
         if not args.constant_critic:
@@ -163,7 +168,9 @@ class PPOTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list):
         with self.rollout.phases("rollout"):
-            return super()._generate(prompts)
+            generated = super()._generate(prompts)
+        self.rollout.ask(prompts, generated[3])  # their texts or messages
+        return generated
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         return self.rollout.sample(super()._generate_single_turn, prompt_ids, *args, **kwargs)
@@ -171,7 +178,10 @@ class PPOTrainer(GRPOTrainer):
     # --- rollout: log-probabilities, values, advantages -----------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs):
-        batch = super()._generate_and_score_completions(inputs)
+        self.rollout.rows, self._sampling, self._beside = inputs, True, None
+        with self.rollout.phases("scoring"):  # less the phases inside
+            batch = super()._generate_and_score_completions(inputs)
+        self._sampling = False
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             self._stopped_early = False
@@ -210,22 +220,23 @@ class PPOTrainer(GRPOTrainer):
         length = batch["completion_ids"].size(1)
         size = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
 
-        def logps(model):
-            return self._get_per_token_logps_and_entropies(model, ids, mask, length, batch_size=size)[0]
+        if "old_per_token_logps" in batch:
+            return batch["old_per_token_logps"], *self._beside
+        old = response_logps(self, self.model, ids, mask, length, size)[0]
+        return old, *self._initial_and_values(ids, mask, length, size)
 
-        old = batch["old_per_token_logps"] if "old_per_token_logps" in batch else logps(self.model)
+    def _initial_and_values(self, ids: Tensor, mask: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
+        """The initial policy's log-probabilities, and values, of the last `length` tokens: (B, T) each."""
         if self._peft:
             with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
-                reference = logps(self.model)
+                initial = response_logps(self, self.model, ids, mask, length, size)[0]
         else:
-            reference = logps(self.ref_model)
+            initial = response_logps(self, self.ref_model, ids, mask, length, size)[0]
         if self.critic is None:
-            return old, reference, torch.full_like(old, self.args.critic_initial_value)
-        parts = [
-            self.critic.values(*(batch[name][start : start + size] for name in _CRITIC_INPUTS))
-            for start in range(0, len(ids), size)
-        ]
-        return old, reference, torch.cat(parts)
+            return initial, torch.full_like(initial, self.args.critic_initial_value)
+        inputs = (ids[:, :-length], mask[:, :-length], ids[:, -length:], mask[:, -length:])
+        minibatches = zip(*(each.split(size) for each in inputs), strict=True)
+        return initial, torch.cat([self.critic.values(*minibatch) for minibatch in minibatches])
 
     def _log_rollout(self, mode, scores, rewards, kl, logps, values, returns, mask) -> None:
         scored = ~scores.isnan()
@@ -277,10 +288,12 @@ class PPOTrainer(GRPOTrainer):
                 self._critic_step(self._minibatch)
         return loss
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        read = response_logps(self, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, model, ids, mask, length, batch_size=None, **kwargs):
+        read = response_logps(self, model, ids, mask, length, batch_size, **kwargs)
         if read[0].requires_grad:
             self._logps, self._entropies = read[0].detach(), read[1].detach()  # of the minibatch, for metrics
+        elif self._sampling:  # TRL reads the old ones before it waits for the scores: the others belong there too
+            self._beside = self._initial_and_values(ids, mask, length, batch_size)
         return read
 
     def _compute_loss(self, model, inputs):

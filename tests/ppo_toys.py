@@ -35,7 +35,15 @@ class Judged:
 
 
 def make_trainer(
-    policy, output_dir, backend, *, reference="initial", rows=None, kind=(PPOTrainer, PPOConfig), **settings
+    policy,
+    output_dir,
+    backend,
+    *,
+    reference="initial",
+    rows=None,
+    kind=(PPOTrainer, PPOConfig),
+    elsewhere=False,
+    **settings,
 ):
     trainer, config = kind
     args = config(
@@ -55,7 +63,7 @@ def make_trainer(
     )
     data = Dataset.from_list(rows or [{"prompt": prompt} for prompt in PROMPTS * 4])
     held_out = data.select(range(4)) if "eval_strategy" in settings else None
-    return trainer(policy, backend, args, data, reference=reference, eval_dataset=held_out)
+    return trainer(policy, backend, args, data, reference=reference, eval_dataset=held_out, elsewhere=elsewhere)
 
 
 def minibatch(trainer, advantages, old_shift):

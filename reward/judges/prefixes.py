@@ -18,6 +18,7 @@ from reward.judges.label_logits import left_pad
 from reward.models import batches_by_length, inner_model
 
 LEAST_SAVED = 64  # tokens that a node must save over all that continue it: each level of the tree costs a forward
+LEAST_SHARE = 1 / 8  # of all tokens that reading in parts must save, or inputs are read whole (docs/benchmarks.md)
 CHUNK = 8  # token budgets: of inputs that are under way at once, and of rows with all they read on from in a forward
 
 
@@ -52,14 +53,17 @@ def can_share(model: nn.Module) -> bool:
 def plan(inputs: Mapping[int, Sequence[int]], token_budget: int, share: bool = True) -> list[Step]:
     """The forwards that read `inputs` (token ids by key), each under `token_budget` tokens with padding.
 
-    Where nothing is shared, or `share` is off, these are batches of whole inputs by length.
+    Where too little is shared, or `share` is off, these are batches of whole inputs by length.
     """
-    if not share or not inputs:
-        return _batched([Node(ids, None, key) for key, ids in inputs.items()], token_budget)
     order = sorted(inputs, key=lambda key: (list(inputs[key]), key))
+    leaves = _tree(order, inputs, 0, None) if share and inputs else []
+    nodes = {id(node): node for leaf in leaves for node in [*leaf.above(), leaf]}
+    whole = sum(map(len, inputs.values()))
+    if not leaves or sum(len(node.ids) for node in nodes.values()) > (1 - LEAST_SHARE) * whole:
+        return _batched([Node(ids, None, key) for key, ids in inputs.items()], token_budget)
     steps: list[Step] = []
     known: set[int] = set()  # id() of the nodes that a step reads already
-    for chunk in _chunks(_tree(order, inputs, 0, None), CHUNK * token_budget):
+    for chunk in _chunks(leaves, CHUNK * token_budget):
         above = {id(node): (depth, node) for leaf in chunk for depth, node in enumerate(leaf.above())}
         fresh = [found for name, found in above.items() if name not in known]
         known |= above.keys()

@@ -52,6 +52,15 @@ def test_real_text_runs_to_the_end(tmp_path):
     assert "seconds/judging: mean" in output
 
 
+def test_a_judge_elsewhere_is_asked_early_or_late_for_the_same_scores(tmp_path):
+    output = benchmark("overlap", "--rollouts", 1, "--rounds", 1, "--output_dir", tmp_path)
+    rows = table(tmp_path, "overlap")
+    assert [(row["algorithm"], row["elsewhere"]) for row in rows] == [
+        (algorithm, elsewhere) for algorithm in ("ppo", "grpo") for elsewhere in ("True", "False")
+    ]
+    assert "of a rollout saved" in output
+
+
 def test_reasons_cost_more_than_a_label(tmp_path):
     judge = save_reasoning_judge(tmp_path)
     words = ("--judge", judge, "--pairs", 2, "--votes", 2, "--answer_tokens", 12, "--rounds", 1)

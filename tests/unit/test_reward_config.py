@@ -1,6 +1,7 @@
 """Reward flags: every bad one is refused by name before any weights load."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -254,6 +255,19 @@ def test_bad_flags_of_a_judge_that_reasons_are_refused_before_the_weights(flags,
     arguments = {"reward": "gram_r2", "reward_model": str(tmp_path)} | flags
     with pytest.raises((SettingsError, ContextTooShortError), match=message):
         check_reward(RewardArguments(**arguments))
+
+
+@pytest.mark.parametrize(("beside", "elsewhere"), [(None, True), ("reward.rules:LengthPenalty", False)])
+def test_a_reward_is_elsewhere_where_all_of_it_is(beside, elsewhere, weightless, tmp_path):
+    served = {"reward": "llm_judge", "reward_model": str(weightless), "reward_served_model": "judge"}
+    served |= {"reward_url": [reasoning_server().url], "reward_prompt": "compact_r2", "reward_method": "text"}
+    served |= {"reward_max_length": 1000, "reward_answer_tokens": 40}
+    assert build_reward(RewardArguments(**served)).elsewhere
+    assert build_reward(RewardArguments(**served, reward_normalise=True)).elsewhere
+    rule = {"reward": "rule", "reward_rule": beside, "reward_rule_arguments": '{"limit": 2}'}
+    path = tmp_path / "sum.yaml"
+    path.write_text(json.dumps({"members": [served] if beside is None else [served, rule]}))
+    assert build_reward(RewardArguments(reward=str(path))).elsewhere == elsewhere
 
 
 def test_a_served_judge_reasons_under_a_prompt_that_asks_for_it(weightless, tmp_path):

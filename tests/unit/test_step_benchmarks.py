@@ -218,6 +218,16 @@ def test_an_overhead_is_of_two_runs_of_a_round_on_the_same_tokens(benchmark):
         overheads(rows, "seconds")
 
 
+def test_rows_of_a_run_take_the_place_of_that_runs_rows_alone(benchmark, tmp_path):
+    merge = benchmark("step_parts").merge_csv
+    path = tmp_path / "rows.csv"
+    merge(path, [{"models": "a", "epochs": 2, "seconds": 1.0}, {"models": "b", "epochs": 2, "seconds": 2.0}], "models")
+    rows = merge(path, [{"models": "a", "epochs": 2, "seconds": 3.0}], "models", "epochs")
+    assert [(row["models"], float(row["seconds"])) for row in rows] == [("b", 2.0), ("a", 3.0)]
+    merge(path, [{"models": "b", "epochs": 4, "seconds": 5.0}], "models", "epochs")
+    assert path.read_text().split() == ["models,epochs,seconds", "b,2,2.0", "a,2,3.0", "b,4,5.0"]
+
+
 def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
     module = benchmark("ppo_against_trl")
     work = {"policy steps": 8, "critic steps": 8, "policy trained": 90, "critic trained": 90, "policy read": 1}
@@ -231,7 +241,9 @@ def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
         return {"rollouts": [{"seconds": seconds[side], "cpu_seconds": seconds[side], **work}]}
 
     monkeypatch.setattr(module, "run_side", run_side)
-    rows = module.measure(None, 2, SimpleNamespace(rounds=1, responses=4), memory)
+    size = SimpleNamespace(rounds=1, responses=4, response_tokens=5, prompt_tokens=6)
+    rows = module.measure(None, 2, size, memory)
+    assert {row["rollout"] for row in rows} == {"4 x 5, prompts to 6 tokens"}
     assert [row["times_faster_ours"] for row in rows] == [1.0, 1.5, 2.0]
     assert [row["samples_per_second"] for row in rows] == pytest.approx([2.0, 4 / 3, 1.0], abs=1e-9)
     assert [row["memory_share_ours"] for row in rows] == pytest.approx([1.0, 0.5, 2 / 3], abs=1e-9)
@@ -240,4 +252,4 @@ def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
         of_trl = {"rollouts": [run_side("trl")["rollouts"][0] | less]}
         monkeypatch.setattr(module, "run_side", lambda side, *_, of=of_trl: of if side == "trl" else run_side(side))
         with pytest.raises(SystemExit, match=said):
-            module.measure(None, 2, SimpleNamespace(rounds=1, responses=4), memory)
+            module.measure(None, 2, size, memory)

@@ -1,0 +1,110 @@
+# python benchmarks/overlap.py
+"""What a step saves when a judge elsewhere works while the trainer reads log-probabilities and values.
+
+PPO and GRPO in the small world, their judge behind recipes/serve_reward.py; trainer and server have a core each, which
+stand for two machines. Each round trains twice from the same seed, with the judge asked first and waited for at once
+(`elsewhere=False`), and asked in a thread. Seconds are from rollout to rollout after one that warms up; both must have
+the same scores. Writes overlap.csv, a row a run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from datasets import Dataset
+from step_parts import ROOT, Clock, commit, write_csv
+from transformers import PrinterCallback
+
+from reward.config import RewardArguments, build_reward
+from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
+from rlhf.ppo import PPOTrainer
+from rlhf.ppo_config import PPOConfig
+
+KINDS = {"ppo": (PPOTrainer, PPOConfig, "greedy"), "grpo": (JudgedGRPOTrainer, JudgedGRPOConfig, None)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, help="folder with policy/, judge/ and data/; default: the small world")
+    parser.add_argument("--rollouts", type=int, default=8, help="of a run, after one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "recipes"))
+    import small_world_cache
+
+    world = arguments.world or small_world_cache.ensure_built()
+    here, there = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(0, {here})
+    torch.set_num_threads(1)
+    rows = []
+    for algorithm, pairing in (("ppo", "reference"), ("grpo", "round_robin")):
+        server = serve(world / "judge", pairing, there)
+        try:
+            url = server.stdout.readline().split()[3]
+            for number in range(arguments.rounds):
+                for elsewhere in (False, True) if number % 2 else (True, False):
+                    rows.append({"algorithm": algorithm, "commit": commit(), "round": number, "elsewhere": elsewhere})
+                    rows[-1] |= run(algorithm, elsewhere, url, world, arguments.rollouts)
+                    print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        finally:
+            server.terminate()
+            server.wait()
+        report(algorithm, [row for row in rows if row["algorithm"] == algorithm])
+    write_csv(arguments.output_dir / "overlap.csv", rows)
+
+
+def serve(judge: Path, pairing: str, core: int) -> subprocess.Popen:
+    command = ["taskset", "-c", str(core), sys.executable, str(ROOT / "recipes" / "serve_reward.py")]
+    command += ["--reward_model", str(judge), "--reward_pairing", pairing, "--port", "0"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run(algorithm: str, elsewhere: bool, url: str, world: Path, rollouts: int) -> dict[str, float]:
+    """Median seconds a rollout, of them those that the trainer waits for the judge, and the mean score."""
+    trainer_class, config, reference = KINDS[algorithm]
+    settings = yaml.safe_load((ROOT / "recipes" / "configs" / f"{algorithm}_small_world.yaml").read_text())
+    steps = settings["steps_per_generation"] * settings.get("num_iterations", 1)
+    steps //= settings.get("gradient_accumulation_steps", 1)
+    settings |= {"gold_steps": 0, "win_rate_steps": 0, "sample_steps": 0, "logging_steps": 1, "seed": 0}
+    settings |= {"max_steps": steps * (1 + rollouts), "disable_tqdm": True}
+    lines = (world / "data" / "train_prompts.jsonl").read_text().splitlines()[:512]
+    data = Dataset.from_list([json.loads(line) for line in lines])
+    backend = build_reward(RewardArguments(reward="remote", reward_url=[url])).backend
+    with tempfile.TemporaryDirectory() as folder:
+        args = config(**settings | {"output_dir": folder})
+        trainer = trainer_class(str(world / "policy"), backend, args, data, reference=reference, elsewhere=elsewhere)
+        trainer.remove_callback(PrinterCallback)
+        clock = Clock(every=steps)
+        trainer.add_callback(clock)
+        trainer.train()
+    log = [entry for entry in trainer.state.log_history if "seconds/judging" in entry][1:]
+    return {
+        "seconds": statistics.median(row["seconds"] for row in clock.rows),
+        "waited": statistics.median(entry["seconds/judging"] for entry in log),
+        "score": statistics.fmean(entry["rewards/remote/mean"] for entry in log),
+    }
+
+
+def report(algorithm: str, rows: list[dict]) -> None:
+    """The share of a rollout that asking in a thread saves, of each round."""
+    if len({row["score"] for row in rows}) > 1:
+        raise SystemExit(f"{algorithm}: the runs have different scores, so their times cannot be compared")
+    of = {(row["round"], row["elsewhere"]): row["seconds"] for row in rows}
+    saved = [1 - of[number, True] / of[number, False] for number in sorted({number for number, _ in of})]
+    waited, left = (
+        statistics.median(row["waited"] for row in rows if row["elsewhere"] == elsewhere) for elsewhere in (False, True)
+    )
+    told = f"{statistics.median(saved):.1%} of a rollout saved ({min(saved):.1%} to {max(saved):.1%})"
+    print(f"{algorithm}: {told}; waited for the judge {waited:.3f} s, in a thread {left:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
