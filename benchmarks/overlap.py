@@ -89,7 +89,7 @@ def run(algorithm: str, elsewhere: bool, url: str, world: Path, rollouts: int) -
     return {
         "seconds": statistics.median(row["seconds"] for row in clock.rows),
         "waited": statistics.median(entry["seconds/judging"] for entry in log),
-        "score": statistics.fmean(entry["rewards/remote/mean"] for entry in log),
+        "score": statistics.fmean(entry[f"rewards/{backend.name}/mean"] for entry in log),
     }
 
 
