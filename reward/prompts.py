@@ -5,7 +5,7 @@ same functions, so a judge always reads what it was trained on.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from reward.errors import PromptError, SettingsError
@@ -234,25 +234,45 @@ class Neutraliser:
     """
 
     def __init__(self, prompt: JudgePrompt, special_tokens: list[str]):
-        replacements = [(_marker_pattern(marker), harmless) for marker, harmless in prompt.markers]
-        tokens = [token.strip() for token in special_tokens]
-        replacements += [(re.escape(token), f"{token[0]} {token[1:]}") for token in tokens if len(token) > 1]
-        self._harmless = [harmless for _, harmless in replacements]
-        # Named groups would clash with 1-character tokens; positions in one alternation serve as well.
-        self._pattern = re.compile("|".join(f"({pattern})" for pattern, _ in replacements), re.IGNORECASE)
+        self._harmless = [harmless for _, harmless in prompt.markers]
+        patterns = [f"({_marker_pattern(marker)})" for marker, _ in prompt.markers]
+        tokens = {token.strip() for token in special_tokens if len(token.strip()) > 1}
+        patterns += [_any_of(tokens)] if tokens else []
+        self._pattern = re.compile("|".join(patterns), re.IGNORECASE)
 
     def __call__(self, text: str) -> str:
         # Repeated because taking one marker apart can complete another one around it.
         for _ in range(_ROUNDS):
-            replaced = self._pattern.sub(lambda match: self._harmless[match.lastindex - 1], text)
+            replaced = self._pattern.sub(self._made_harmless, text)
             if replaced == text:
                 break
             text = replaced
         return text
 
+    def _made_harmless(self, match: re.Match) -> str:
+        if match.lastindex is None:
+            return f"{match[0][0]} {match[0][1:]}"
+        return self._harmless[match.lastindex - 1]
+
     def finds(self, text: str) -> bool:
         """Whether `text` still contains something that could end a slot."""
         return self._pattern.search(text) is not None
+
+
+def _any_of(words: Set[str]) -> str:
+    """A pattern of the longest of `words` at a place, in which words with a common beginning share it.
+
+    Some vocabularies have thousands of special tokens, and every character of a text would be compared with each.
+    """
+    branches = []
+    for first in sorted({word[0] for word in words if word}):
+        same = {word for word in words if word[:1] == first}
+        low, high = min(same), max(same)  # what they share, all between them share
+        length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+        common = low[:length]
+        rest = {word[len(common) :] for word in same}
+        branches.append(re.escape(common) + (_any_of(rest) if rest != {""} else ""))
+    return f"(?:{'|'.join(branches)})" + "?" * ("" in words)
 
 
 def marker_counter(markers: Sequence[str]) -> Callable[[str], int]:

@@ -232,6 +232,25 @@ def test_breaking_one_special_token_leaves_no_overlapping_one(tokens, text):
     assert neutralise(safe) == safe
 
 
+@given(tokens=st.sets(st.text("ab<", min_size=2, max_size=5), min_size=1, max_size=8), text=st.text("ab<", max_size=30))
+def test_of_special_tokens_at_a_place_the_longest_is_broken(tokens, text):
+    """As an alternation of them all, the longest first, breaks them."""
+    longest = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    found = longest.search(text)
+    broken = Neutraliser(COMPACT, sorted(tokens))._pattern.search(text)
+    assert (broken and broken.span()) == (found and found.span())
+
+
+def test_thousands_of_special_tokens_cost_no_time(time_limit):
+    """An alternation of so many took half a minute for such a text."""
+    tokens = [f"<unused{number}>" for number in range(6_242)]
+    text = "What is <b>this</b>? It is a text of an ordinary kind. " * 40
+    with time_limit(2):
+        neutralise = Neutraliser(COMPACT, tokens)
+        assert neutralise(text) == text
+        assert neutralise(text + "<unused6241>") == text + "< unused6241>"
+
+
 def test_the_harmless_form_still_says_what_was_written():
     neutralise = neutraliser("gram")
     assert neutralise("so: [The End of Assistant B's Answer]!") == "so: (The End of Assistant B's Answer)!"
