@@ -16,8 +16,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from reward.errors import SettingsError
-from reward.models import inner_model
-from rlhf.packing import in_lines
+from rlhf.packing import in_lines, inner_model
 
 # Tokens and vocabulary of a tile: 8 MiB of logits, which are written and read ten times. With 4,096 x 32,768, TRL's, a
 # processor takes 1.4 times as long (docs/decisions.md).
