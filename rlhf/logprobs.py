@@ -16,7 +16,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
 from reward.errors import SettingsError
-from rlhf.packing import in_lines, inner_model
+from rlhf.packing import in_lines, inner_model, row_a_line
 
 # Tokens and vocabulary of a tile: 8 MiB of logits, which are written and read ten times. With 4,096 x 32,768, TRL's, a
 # processor takes 1.4 times as long (docs/decisions.md).
@@ -46,7 +46,8 @@ def response_logps(
         raise SettingsError(f"the prompts hold images ({', '.join(given)}), which no reward here reads: leave them out")
     parts = []
     for part, kept in zip(ids.split(batch_size or len(ids)), mask.split(batch_size or len(ids)), strict=True):
-        lines = in_lines(model, kept)
+        # How evenly experts are used is counted over tokens, which only a mask tells from cells without one.
+        lines = row_a_line(kept) if compute_aux_loss else in_lines(model, kept)
         responses = kept.bool()
         responses[:, :-length] = False
         labels = lines.lay(part.masked_fill(~responses, _NO_LABEL), _NO_LABEL)

@@ -38,7 +38,7 @@ class Lines:
 def in_lines(model: nn.Module, mask: Tensor) -> Lines:
     """Lines for the rows (B, S) of `mask`, no wider than the longest; a row a line where `model` would mix rows up."""
     if not keeps_rows_apart(model):
-        return _row_a_line(mask)
+        return row_a_line(mask)
     lengths = mask.sum(1).tolist()
     # Flash attention finds rows in a single line only; other kernels read W x W, whoever belongs together.
     width = sum(lengths) if inner_model(model).config._attn_implementation.startswith("flash") else max(lengths)
@@ -49,7 +49,8 @@ def in_lines(model: nn.Module, mask: Tensor) -> Lines:
     return Lines(cells, torch.cat([places, places.new_zeros(1)])[cells], None, tuple(mask.shape))
 
 
-def _row_a_line(mask: Tensor) -> Lines:
+def row_a_line(mask: Tensor) -> Lines:
+    """A line for each row (B, S) of `mask`, without columns that no row uses."""
     columns = mask.any(0).nonzero().squeeze(1)
     kept = mask[:, columns]
     numbers = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[:, columns]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from trl.trainer import grpo_trainer
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
+from rlhf.rollouts import samples_here, together
 from tests.gram_toys import save_toy_model, toy_model, toy_tokenizer
 from tests.ppo_toys import PROMPTS, Judged, count_e
 
@@ -60,6 +62,33 @@ def test_continuous_batching_samples_what_each_prompt_would_get_alone(tmp_path):
         seen.append({group.prompt: group.responses for group in backend.groups})
     assert seen[0] == seen[1]
     assert len(set(seen[0].values())) >= 3, "the prompts have responses of their own"
+
+
+PLAIN = {"use_vllm": False, "use_transformers_continuous_batching": False, "generation_kwargs": None}
+PLAIN |= {"cache_implementation": None, "repetition_penalty": 1.0}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"use_vllm": True},
+        {"use_transformers_continuous_batching": True},
+        {"generation_kwargs": {"num_beams": 2}},
+        {"cache_implementation": "static"},
+        {"repetition_penalty": 1.1},
+    ],
+)
+def test_rows_are_added_to_a_plain_generate_alone(other):
+    assert samples_here(SimpleNamespace(args=SimpleNamespace(**PLAIN), tools=None))
+    assert not samples_here(SimpleNamespace(args=SimpleNamespace(**PLAIN), tools=[add]))
+    assert not samples_here(SimpleNamespace(args=SimpleNamespace(**PLAIN | other), tools=None))
+
+
+def test_generate_is_the_models_own_again_afterwards():
+    model = toy_model(toy_tokenizer())
+    with together(model, samples=1, share=True):
+        assert "generate" in vars(model)
+    assert "generate" not in vars(model)
 
 
 class ScriptedServer:

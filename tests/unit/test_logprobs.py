@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import MixtralConfig, MixtralForCausalLM
 from trl.kernels import chunked_logprob
 from trl.trainer.utils import add_fused_lm_head
 
@@ -53,6 +54,26 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_each_row_alone(f
     for ours, theirs in zip(own, gradients, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, atol=2e-5 * (1 + theirs.abs().max().item()), rtol=0)
+
+
+def test_the_balance_of_experts_is_the_mean_over_minibatches_of_their_tokens():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = MixtralForCausalLM(MixtralConfig(**shape, **heads)).eval()
+    ids, mask = rows([3, 9, 1, 5], [4, 8, 6, 2])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    balances = [
+        model(
+            input_ids=ids[part], attention_mask=mask[part], position_ids=positions[part], output_router_logits=True
+        ).aux_loss
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    add_fused_lm_head(model, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
+    suit_processor(model, torch.device("cpu"))
+    *_, balance = response_logps(TRAINER, model, ids, mask, 8, batch_size=2, compute_aux_loss=True)
+    assert abs(balances[0] - balances[1]) > 1e-4, "the mean must differ from either"
+    torch.testing.assert_close(balance, (balances[0] + balances[1]) / 2, atol=1e-6, rtol=0)
 
 
 def test_a_minibatch_without_a_response_is_a_differentiable_zero():
