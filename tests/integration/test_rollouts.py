@@ -11,12 +11,14 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM
 from trl.trainer import grpo_trainer
 
+from rlhf import rollouts
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
 from rlhf.rollouts import samples_here, together
 from tests.gram_toys import save_toy_model, toy_model, toy_tokenizer
 from tests.ppo_toys import PROMPTS, Judged, count_e
+from tests.unit.test_packing import make
 
 SETTINGS = {
     "per_device_train_batch_size": 8,
@@ -89,6 +91,23 @@ def test_generate_is_the_models_own_again_afterwards():
     with together(model, samples=1, share=True):
         assert "generate" in vars(model)
     assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens", "share"), [("llama", 4, True), ("llama", 4, False), ("llama", 1, True), ("mamba", 4, True)]
+)
+def test_equal_prompts_are_read_once_where_that_can_be(family, tokens, share, monkeypatch):
+    """Not without leave (ZeRO-3's gathered weights), not for a prompt of one token, not where a state flows on."""
+    reads = []
+    read_once = rollouts._read_once
+    monkeypatch.setattr(rollouts, "_read_once", lambda *args: reads.append(args) or read_once(*args))
+    model = make(family)
+    ids = torch.tensor([[5, 6, 7, 8][:tokens]] * 2 + [[9, 10, 11, 12][:tokens]])
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "min_new_tokens": 4, "pad_token_id": 0}
+    greedy = model.generate(input_ids=ids, do_sample=False, **settings)
+    with torch.no_grad(), together(model, samples=0, share=share):
+        assert torch.equal(model.generate(input_ids=ids, do_sample=True, **settings), greedy)
+    assert len(reads) == (family == "llama" and tokens > 1 and share)
 
 
 class ScriptedServer:
