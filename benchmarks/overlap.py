@@ -4,7 +4,7 @@
 PPO and GRPO in the small world, their judge behind recipes/serve_reward.py; trainer and server have a core each, which
 stand for two machines. Each round trains twice from the same seed, with the judge asked first and waited for at once
 (`elsewhere=False`), and asked in a thread. Seconds are from rollout to rollout after one that warms up; both must have
-the same scores. Writes overlap.csv, a row a run.
+the same scores. Writes overlap.csv, a row a run, and overlap.png.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import torch
 import yaml
 from datasets import Dataset
@@ -26,6 +27,9 @@ from reward.config import RewardArguments, build_reward
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 KINDS = {"ppo": (PPOTrainer, PPOConfig, "greedy"), "grpo": (JudgedGRPOTrainer, JudgedGRPOConfig, None)}
 
@@ -59,6 +63,7 @@ def main() -> None:
             server.wait()
         report(algorithm, [row for row in rows if row["algorithm"] == algorithm])
     write_csv(arguments.output_dir / "overlap.csv", rows)
+    draw(rows, arguments.output_dir / "overlap.png")
 
 
 def serve(judge: Path, pairing: str, core: int) -> subprocess.Popen:
@@ -104,6 +109,27 @@ def report(algorithm: str, rows: list[dict]) -> None:
     )
     told = f"{statistics.median(saved):.1%} of a rollout saved ({min(saved):.1%} to {max(saved):.1%})"
     print(f"{algorithm}: {told}; waited for the judge {waited:.3f} s, in a thread {left:.3f} s")
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Median seconds of a rollout and its steps, and of them those that the trainer waits for the judge."""
+    kinds = list(dict.fromkeys((row["algorithm"], row["elsewhere"]) for row in rows))
+    kinds.sort(key=lambda kind: (kind[0] != "ppo", kind[1]))
+    figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    for at, kind in enumerate(kinds):
+        own = [row for row in rows if (row["algorithm"], row["elsewhere"]) == kind]
+        seconds, waited = (statistics.median(row[name] for row in own) for name in ("seconds", "waited"))
+        axis.barh(at, seconds - waited, color="#1b6ca8", label="the trainer works")
+        axis.barh(at, waited, left=seconds - waited, color="#7a4fa3", label="it waits for the judge")
+        axis.text(seconds, at, f" {seconds:.2f}", va="center", fontsize=8)
+    labels = [f"{algorithm.upper()}, {'in a thread' if elsewhere else 'at once'}" for algorithm, elsewhere in kinds]
+    axis.set(yticks=range(len(kinds)), yticklabels=labels, xlabel="seconds from rollout to rollout")
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles[:2], names[:2], loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
