@@ -1,6 +1,7 @@
 """Bytes of tensors that are alive at once, on any device: the same number on every machine and in every run."""
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,34 +12,38 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """While active, counts the memory behind every tensor that an operation makes, until the last one lets go of it.
 
-    `peak` is the most there was at once, in bytes. What was there before is not in it (weights), nor is what a kernel
-    allocates for itself.
+    `live` is what there is now, `peak` the most there was at once without the gradients of `models`, in bytes. What was
+    there before is not in them (weights), nor is what a kernel allocates for itself.
     """
 
-    def __init__(self):
+    def __init__(self, models: Iterable[torch.nn.Module] = ()):
         super().__init__()
         self.live = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
+        self._bytes: dict[int, int] = {}  # by storage
+        self._weights = [weight for model in models for weight in model.parameters()]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if _is_tensor(tensor)}
-        found = func(*args, **(kwargs or {}))
-        for tensor in filter(_is_tensor, tree_leaves(found)):
-            storage = tensor.untyped_storage()
-            name = storage._cdata
-            if name not in before and name not in self._known:  # else a view, or an operation in place
-                self._known[name] = weakref.ref(storage, self._let_go(name, storage.nbytes()))
-                self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        return found
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        older = {storage._cdata for storage in _storages((args, kwargs))}  # what a view or an in-place result shares
+        result = operation(*args, **kwargs)
+        for storage in _storages(result):
+            if storage._cdata not in older:
+                self._made(storage)
+        if self.live > self.peak:
+            grads = {weight.grad.untyped_storage()._cdata for weight in self._weights if weight.grad is not None}
+            self.peak = max(self.peak, self.live - sum(self._bytes.get(grad, 0) for grad in grads))
+        return result
 
-    def _let_go(self, name: int, size: int) -> Any:
-        def gone(_: weakref.ref) -> None:
-            del self._known[name]
-            self.live -= size
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        name, size = storage._cdata, storage.nbytes()
+        if name not in self._bytes:
+            self._bytes[name] = size
+            self.live += size
+            weakref.finalize(storage, self._freed, name)
 
-        return gone
+    def _freed(self, name: int) -> None:
+        self.live -= self._bytes.pop(name)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [each.untyped_storage() for each in tree_leaves(values) if isinstance(each, torch.Tensor)]

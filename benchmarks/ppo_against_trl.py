@@ -32,13 +32,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from live_memory import LiveBytes
 from step_parts import (
     MIB,
     PARTS,
     ROOT,
     Clock,
     Counts,
-    LiveBytes,
     Parts,
     add_shape,
     merge_csv,

@@ -9,16 +9,13 @@ import json
 import statistics
 import subprocess
 import time
-import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -254,47 +251,6 @@ def split(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     parts = {part: statistics.median(row.get(part, 0.0) for row in rows) for part in PARTS}
     parts["rest"] = statistics.median(row["seconds"] - sum(row.get(part, 0.0) for part in PARTS) for row in rows)
     return parts
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors made inside that were alive at once, without the gradients of `models`.
-
-    Weights and optimizer states are not counted where they were made before. Scratch memory inside of an operation is
-    not seen.
-    """
-
-    def __init__(self, models: Iterable[torch.nn.Module]):
-        super().__init__()
-        self.peak = 0
-        self._live: dict[int, int] = {}  # bytes by storage
-        self.total = 0
-        self._weights = [weight for model in models for weight in model.parameters()]
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        older = {storage._cdata for storage in _storages((args, kwargs))}  # what a view or an in-place result shares
-        result = operation(*args, **kwargs)
-        for storage in _storages(result):
-            if storage._cdata not in older:
-                self._made(storage)
-        if self.total > self.peak:
-            grads = {weight.grad.untyped_storage()._cdata for weight in self._weights if weight.grad is not None}
-            self.peak = max(self.peak, self.total - sum(self._live.get(grad, 0) for grad in grads))
-        return result
-
-    def _made(self, storage: torch.UntypedStorage) -> None:
-        name, size = storage._cdata, storage.nbytes()
-        if name not in self._live:
-            self._live[name] = size
-            self.total += size
-            weakref.finalize(storage, self._freed, name)
-
-    def _freed(self, name: int) -> None:
-        self.total -= self._live.pop(name)
-
-
-def _storages(values) -> list[torch.UntypedStorage]:
-    return [each.untyped_storage() for each in tree_leaves(values) if isinstance(each, torch.Tensor)]
 
 
 def resident(name: str = "VmRSS") -> int:

@@ -112,14 +112,14 @@ def test_the_peak_of_memory_is_of_what_came_after_it_was_forgotten(benchmark):
 
 def test_live_bytes_are_those_of_tensors_made_inside_that_are_no_gradients(benchmark):
     layer, inputs = torch.nn.Linear(100, 100, bias=False), torch.ones(5, 100)
-    with benchmark("step_parts").LiveBytes([layer]) as live:
+    with benchmark("live_memory").LiveBytes([layer]) as live:
         block = torch.ones(1000)
         view = block.view(10, 100)
         del block
         other = view + 1
-        assert (live.total, live.peak) == (8000, 8000)
+        assert (live.live, live.peak) == (8000, 8000)
         del view, other
-        assert (live.total, live.peak) == (0, 8000)
+        assert (live.live, live.peak) == (0, 8000)
         loss = layer(inputs).relu().sum()  # (5, 100) twice at most, and a number
         assert live.peak == 8000
         loss.backward()
@@ -127,7 +127,7 @@ def test_live_bytes_are_those_of_tensors_made_inside_that_are_no_gradients(bench
         live.peak = 0
         del loss
         torch.ones(10)
-        assert (live.total, live.peak) == (40_000, 40)
+        assert (live.live, live.peak) == (40_000, 40)
     torch.ones(10**6)
     assert live.peak == 40
 
