@@ -2,9 +2,9 @@
 # the same with --prompt_tokens 256 --response_tokens 48 --responses 8 --minibatches 2     long prompts, short responses
 """PPO against TRL 1.12's `trl.experimental.ppo.PPOTrainer`: samples per second, and memory above the models.
 
-Both train the same policy (12 layers of 768, a vocabulary of 50,257, random weights) with a value model, an initial
-policy and a Bradley-Terry reward of the same shape, in float32, on one batch of real prompts a rollout, with the same
-minibatches, epochs, clip ranges, γ, λ and KL coefficient. TRL reads a rollout in batches of
+Both train the same policy (12 layers of 768 and a vocabulary of 50,257 without flags, random weights) with a value
+model, an initial policy and a Bradley-Terry reward of the same shape, in float32, on one batch of real prompts a
+rollout, with the same minibatches, epochs, clip ranges, γ, λ and KL coefficient. TRL reads a rollout in batches of
 `local_rollout_forward_batch_size`: it runs twice, with the whole rollout (its default is 64) and with a minibatch, as
 we do. A side is a process of its own; sides take turns, and the first rollout of each warms up. Optimizer steps
 must be equal and neither side may train on fewer tokens than prompts and responses have (TRL reads padding too), or the
@@ -15,8 +15,8 @@ gradients excluded (weights and Adam's states are older). The resident set tells
 gradients are not there yet, so it is about the same on both sides. It stands beside: its largest value, and that less
 what imports, weights (4 models), gradients (2) and Adam's states (2 x 2) take.
 
-Rows of other rollouts in ppo_against_trl.csv are kept and drawn with the new ones; ppo_against_trl.png. TRL 1.12 needs
-an environment of its own:
+Rows of other models and rollouts in ppo_against_trl.csv are kept and drawn with the new ones; ppo_against_trl.png. TRL
+1.12 needs an environment of its own:
 
     python -m venv trl112 && trl112/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate==1.15.0 trl==1.12.0
 """
@@ -83,19 +83,20 @@ def main() -> None:
         save_reward_model(Path(folder, "reward"), arguments)
         memory = {side: run_side(side, Path(folder), 1, arguments, memory=True) for side in SIDES}
         rows = [row for epochs in arguments.epochs for row in measure(Path(folder), epochs, arguments, memory)]
-    rows = merge_csv(arguments.output_dir / "ppo_against_trl.csv", rows, "rollout", "epochs")
+    rows = merge_csv(arguments.output_dir / "ppo_against_trl.csv", rows, "models", "rollout", "epochs")
     draw(rows, arguments.output_dir / "ppo_against_trl.png")
 
 
-def measure(models: Path, epochs: int, arguments, memory: dict[str, dict]) -> list[dict]:
+def measure(folder: Path, epochs: int, arguments, memory: dict[str, dict]) -> list[dict]:
     """A row a side: medians of the timed rollouts, memory, and ratios to ours."""
     timed = {side: [] for side in SIDES}
     for _ in range(arguments.rounds):
         for side in SIDES:
-            timed[side] += run_side(side, models, epochs, arguments)["rollouts"]
+            timed[side] += run_side(side, folder, epochs, arguments)["rollouts"]
             last = timed[side][-1]
             print(f"{epochs} epochs, {side}: {last['seconds']:.1f} s, {last['cpu_seconds']:.1f} s of CPU", flush=True)
     rows = []
+    models = f"{arguments.layers} layers of {arguments.hidden}, vocabulary {arguments.vocabulary}"
     rollout = f"{arguments.responses} x {arguments.response_tokens}, prompts to {arguments.prompt_tokens} tokens"
     for side in SIDES:
         told, first = memory[side], timed[side][0]
@@ -106,6 +107,7 @@ def measure(models: Path, epochs: int, arguments, memory: dict[str, dict]) -> li
         wall, cpu = (statistics.median(each[name] for each in timed[side]) for name in ("seconds", "cpu_seconds"))
         rows.append(
             {
+                "models": models,
                 "rollout": rollout,
                 "epochs": epochs,
                 "side": side,
@@ -282,7 +284,7 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    size = (11, 1.8 + 0.5 * len(rows))
+    size = (12, 1.8 + 0.5 * len(rows))
     figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True, width_ratios=(2, 1))
     left = [0.0] * len(rows)
     for part, colour in PARTS.items():
@@ -293,8 +295,8 @@ def draw(rows: list[dict], path: Path) -> None:
     axes[0].bar_label(bars, labels=[f" {float(row['samples_per_second']):.3g} samples/s" for row in rows], fontsize=8)
     axes[0].set_xlim(0, 1.2 * max(left))
     axes[0].set(xlabel="seconds of a rollout and its epochs", yticks=range(len(rows)))
-    names = {"ours": "ours", "trl": "TRL 1.12", "trl, minibatches": "TRL 1.12, reading in minibatches"}
-    labels = [f"{names[row['side']]}\n{row['rollout']}, {row['epochs']} epochs" for row in rows]
+    names = {"ours": "ours", "trl": "TRL 1.12", "trl, minibatches": "TRL 1.12, minibatches"}
+    labels = [f"{names[row['side']]}: {row['models']}\n{row['rollout']}, {row['epochs']} epochs" for row in rows]
     axes[0].set_yticklabels(labels, fontsize=8)
     axes[0].invert_yaxis()
     bars = axes[1].barh(range(len(rows)), [float(row["mib_above"]) for row in rows], color="#666666", height=0.7)

@@ -244,8 +244,10 @@ def test_sides_that_did_other_work_are_not_compared(benchmark, monkeypatch):
 
     monkeypatch.setattr(module, "run_side", run_side)
     size = SimpleNamespace(rounds=1, responses=4, response_tokens=5, prompt_tokens=6)
+    size.layers, size.hidden, size.vocabulary = 7, 8, 9
     rows = module.measure(None, 2, size, memory)
     assert {row["rollout"] for row in rows} == {"4 x 5, prompts to 6 tokens"}
+    assert {row["models"] for row in rows} == {"7 layers of 8, vocabulary 9"}
     assert [row["times_faster_ours"] for row in rows] == [1.0, 1.5, 2.0]
     assert [row["samples_per_second"] for row in rows] == pytest.approx([2.0, 4 / 3, 1.0], abs=1e-9)
     assert [row["memory_share_ours"] for row in rows] == pytest.approx([1.0, 0.5, 2 / 3], abs=1e-9)
