@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from recipe_world import small_world_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward.backends import PairwiseReward
@@ -34,9 +35,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of a PPO or GRPO run; even")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     world = small_world_cache.ensure_built()
     with tempfile.TemporaryDirectory() as folder:
         rows = best_of_n(world, Path(folder), arguments.prompts, arguments.responses)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib
+from recipe_world import small_world_cache
 
 matplotlib.use("Agg")
 
@@ -35,9 +36,6 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     small_world_cache.ensure_built()
     jobs = [(name, seed) for seed in range(arguments.seeds) for name in VARIANTS]
     with ThreadPoolExecutor(arguments.jobs) as pool:

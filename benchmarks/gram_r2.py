@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+from recipe_world import small_world_cache
 
 matplotlib.use("Agg")
 
@@ -67,9 +68,6 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "gram_r2_benchmark")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     base, rationales = small_world_cache.reasoning_base(), small_world_cache.rationales()
     place = Place(base, rationales, arguments.work_dir, arguments.output_dir / "gram_r2.csv")
     write_data(place, arguments.seeds)

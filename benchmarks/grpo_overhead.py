@@ -13,12 +13,12 @@ grpo_overhead.csv and grpo_overhead.png, a row a run.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
 import matplotlib
 from datasets import Dataset
+from recipe_world import small_world_cache
 from step_parts import ROOT, Clock, add_shape, commit, merge_csv, real_prompts, save_policy
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -73,9 +73,6 @@ def main() -> None:
 
 
 def of_small_world() -> tuple[Path, list[dict], str]:
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     world = small_world_cache.ensure_built()
     lines = (world / "data" / "train_prompts.jsonl").read_text().splitlines()
     return world / "policy", [json.loads(line) for line in lines[:512]], "small world"

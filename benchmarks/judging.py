@@ -24,7 +24,6 @@ import gzip
 import itertools
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -36,6 +35,7 @@ import matplotlib
 import torch
 from live_memory import LiveBytes
 from packed import packed, packs
+from recipe_world import small_world_cache
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from reward import small_world
@@ -106,9 +106,6 @@ def all_measurements(arguments: argparse.Namespace) -> Iterator[dict]:
             methods = METHODS[2:] if curve == "budget" else METHODS[1:3]
             yield from measure(curve, judge, pairs, rate, methods, at, arguments.sample)
     if "small_world" in arguments.curves:
-        sys.path.insert(0, str(ROOT / "recipes"))
-        import small_world_cache
-
         judge = GramJudge.from_pretrained(str(small_world_cache.ensure_built() / "judge"))
         rate = matrix_rate(judge.model, judge.token_budget)
         for size in (2, 4, 8):

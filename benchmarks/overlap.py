@@ -20,6 +20,7 @@ import matplotlib
 import torch
 import yaml
 from datasets import Dataset
+from recipe_world import small_world_cache
 from step_parts import ROOT, Clock, commit, write_csv
 from transformers import PrinterCallback
 
@@ -41,9 +42,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     world = arguments.world or small_world_cache.ensure_built()
     here, there = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, {here})

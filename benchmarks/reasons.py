@@ -7,11 +7,10 @@ least of --rounds, because neighbours disturb it less than the clock.
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import torch
+from recipe_world import small_world_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from reward import small_world
@@ -21,7 +20,6 @@ from reward.judges.gram_r2 import GramR2Judge
 from reward.judges.votes import Sampling
 from reward.types import Judgment, Pair, as_prompt
 
-ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = 512
 
 
@@ -55,9 +53,6 @@ def main() -> None:
 
 
 def small_world_judge() -> str:
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     return str(small_world_cache.ensure_built() / "judge")
 
 

@@ -15,12 +15,12 @@ import gzip
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import matplotlib
+from recipe_world import small_world_cache
 from step_parts import ROOT, SHARED, add_shape, commit, merge_csv, save_policy
 from transformers import AutoModelForSequenceClassification
 
@@ -67,9 +67,6 @@ def main() -> None:
 
 def load(folder: Path, arguments) -> tuple[GramJudge, BradleyTerryReward, str]:
     if arguments.small_world:
-        sys.path.insert(0, str(ROOT / "recipes"))
-        import small_world_cache
-
         path = small_world_cache.ensure_built() / "judge"
         name = "small world"
     else:

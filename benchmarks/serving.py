@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from recipe_world import small_world_cache
 
 from reward.config import RewardArguments, build_reward
 from reward.remote import RemoteReward, connect
@@ -40,9 +41,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     world = arguments.world or small_world_cache.ensure_built()
     requests = read_requests(world, arguments)
     barrier = multiprocessing.Barrier(arguments.clients)

@@ -16,13 +16,13 @@ before and after are one picture; step_profile.png.
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import matplotlib
 import yaml
 from datasets import Dataset
+from recipe_world import small_world_cache
 from step_parts import (
     MIB,
     PARTS,
@@ -119,9 +119,6 @@ def logged(history: list[dict], first: int) -> dict[str, float]:
 
 
 def of_small_world(algorithm: str, arguments, folder: Path):
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import small_world_cache
-
     world = small_world_cache.ensure_built()
     settings = yaml.safe_load((ROOT / "recipes" / "configs" / f"{algorithm}_small_world.yaml").read_text())
     rows = [json.loads(line) for line in (world / "data" / "train_prompts.jsonl").read_text().splitlines()[:512]]

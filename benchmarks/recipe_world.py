@@ -1,0 +1,8 @@
+"""The recipes' small world, which they build once on a machine (recipes/small_world_cache.py)."""
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+small_world_cache = importlib.import_module("small_world_cache")
