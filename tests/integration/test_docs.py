@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
@@ -242,6 +243,29 @@ def test_every_file_that_the_readme_names_exists():
         for name in names:
             found = list((REPOSITORY / inside).rglob(name.rstrip("/")))
             missing += [] if found else [f"{inside}{name}"]
-    links = re.findall(r"\]\((\w[\w/.]+)\)", README)
-    missing += [link for link in links if not (REPOSITORY / link).exists()]
     assert missing == []
+
+
+def test_every_link_leads_somewhere_and_every_table_and_picture_is_linked():
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    headings = {page: re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) for page in pages}
+    assert anchor_of("GRAM-R² in the `small` world?") == "gram-r-in-the-small-world"
+    broken, named = [], set()
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if link.startswith("https://"):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            named.add(target)
+            lost = not target.exists() or (anchor and anchor not in map(anchor_of, headings[target]))
+            broken += [f"{page.name}: {link}"] if lost else []
+    assert broken == []
+    kept = {path for end in ("csv", "png") for path in (REPOSITORY / "docs").glob(f"*.{end}")}
+    assert kept and kept - named == set()
+
+
+def anchor_of(heading: str) -> str:
+    """GitHub's: letters, decimal digits, underscores, hyphens, and spaces as hyphens."""
+    kept = [char for char in heading.lower() if unicodedata.category(char)[0] in "LM" or char in "0123456789_- "]
+    return "".join(kept).replace(" ", "-")
