@@ -43,6 +43,7 @@ def make_trainer(
     rows=None,
     kind=(PPOTrainer, PPOConfig),
     elsewhere=False,
+    peft_config=None,
     **settings,
 ):
     trainer, config = kind
@@ -63,7 +64,16 @@ def make_trainer(
     )
     data = Dataset.from_list(rows or [{"prompt": prompt} for prompt in PROMPTS * 4])
     held_out = data.select(range(4)) if "eval_strategy" in settings else None
-    return trainer(policy, backend, args, data, reference=reference, eval_dataset=held_out, elsewhere=elsewhere)
+    return trainer(
+        policy,
+        backend,
+        args,
+        data,
+        reference=reference,
+        eval_dataset=held_out,
+        elsewhere=elsewhere,
+        peft_config=peft_config,
+    )
 
 
 def minibatch(trainer, advantages, old_shift):

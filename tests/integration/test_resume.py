@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 import yaml
+from peft import LoraConfig
 
 from reward.backends import Member, WeightedSum
 from reward.encoding import JudgeConfig
@@ -110,8 +111,8 @@ def loss_between(start, end, unbroken):
     return (logged - unlogged[0] + unlogged[1]) / (end - start)
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_from_every_checkpoint_three_steps_lead_to_the_same_bytes(name, toys, tmp_path):
+@pytest.mark.parametrize(("name", "adapter"), [("ppo", False), ("grpo", False), ("ppo", True), ("grpo", True)])
+def test_from_every_checkpoint_three_steps_lead_to_the_same_bytes(name, adapter, toys, tmp_path):
     """In this process: from each step of the window, over its borders and over those of a pass."""
 
     def train(output_dir, max_steps, checkpoint=None):
@@ -122,14 +123,15 @@ def test_from_every_checkpoint_three_steps_lead_to_the_same_bytes(name, toys, tm
         kind = (PPOTrainer, PPOConfig) if name == "ppo" else (JudgedGRPOTrainer, JudgedGRPOConfig)
         trainer = make_trainer(
             str(toys / "policy"), output_dir, backend, kind=kind, reference="greedy" if name == "ppo" else None,
-            rows=[{"prompt": f"Tell me about {topic}"} for topic in (*TOPICS, "salt", "sea")], **settings,
+            rows=[{"prompt": f"Tell me about {topic}"} for topic in (*TOPICS, "salt", "sea")],
+            peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5) if adapter else None, **settings,
         )  # fmt: skip
         trainer.rollout.normaliser = Normaliser({"judged": moments})
         return trainer.train(resume_from_checkpoint=checkpoint).training_loss
 
     unbroken = tmp_path / "unbroken"
     train(unbroken, 10)
-    for start in range(1, 10):
+    for start in (2, 4, 7) if adapter else range(1, 10):
         end = min(start + 3, 10)
         loss = train(tmp_path / f"{start}", end, str(unbroken / f"checkpoint-{start}"))
         assert loss == pytest.approx(loss_between(start, end, unbroken), abs=1e-5), "the summary at the end"
