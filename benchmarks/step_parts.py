@@ -242,8 +242,8 @@ _WITHOUT_GRAPH = {
 }
 
 
-def _decoding(*_, generation_config: GenerationConfig, **__) -> str:
-    return "samples" if generation_config.do_sample else "greedy reference"
+def _decoding(*_, generation_config: GenerationConfig, logits_processor: Sequence = (), **__) -> str:
+    return "samples" if generation_config.do_sample or logits_processor else "greedy reference"
 
 
 def split(rows: Sequence[dict[str, float]]) -> dict[str, float]:

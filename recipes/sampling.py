@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from policy_run import load_tokenizer
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from trl import ModelConfig
 
 from reward.errors import DataError, SettingsError
@@ -16,6 +16,7 @@ from reward.models import fingerprint
 from reward.resumable import append_rows, read_done
 from reward.types import Group, as_prompt
 from rlhf.prompts import fit_prompts
+from rlhf.rollouts import decode
 
 
 @dataclass
@@ -56,8 +57,8 @@ def sample(model_args: ModelConfig, rows: list[dict], count: int, path: Path, ar
         dtype=model_args.dtype or "float32",
         trust_remote_code=args.trust_remote_code,
     )
-    settings = {name: getattr(args, name) for name in ("temperature", "max_completion_length", "seed")}
-    by = {"policy": fingerprint(policy, tokenizer, {}), **settings}  # retrained weights under the same name are others
+    named = {name: getattr(args, name) for name in ("temperature", "max_completion_length", "seed")}
+    by = {"policy": fingerprint(policy, tokenizer, {}), **named}  # retrained weights under the same name are others
     policy.to(device)
     asked = [{"prompt": row["prompt"]} for row in rows]
     done = read_done(path, asked, by)
@@ -67,6 +68,14 @@ def sample(model_args: ModelConfig, rows: list[dict], count: int, path: Path, ar
                 f"{path}, row {number} has {len(row['responses'])} samples of its prompt, and this run needs {count}: "
                 "give another --output_dir, or remove the file"
             )
+    settings = GenerationConfig(  # no penalty or filter that the model itself may bring: the policy's own distribution
+        temperature=args.temperature,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        max_new_tokens=args.max_completion_length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(asked), initial=len(done), desc=f"sampling {path.stem}", unit="prompt") as bar:
         whole_batches = len(done) // args.batch_size * args.batch_size
@@ -81,15 +90,8 @@ def sample(model_args: ModelConfig, rows: list[dict], count: int, path: Path, ar
             ]
             plain = isinstance(batch[0], str)
             inputs = tokenizer(texts, padding=True, add_special_tokens=plain, return_tensors="pt").to(device)
-            ids = policy.generate(
-                **inputs,
-                do_sample=True,
-                temperature=args.temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=args.max_completion_length,
-                num_return_sequences=count,
-            )
+            rows_of = [inputs[name].repeat_interleave(count, dim=0) for name in ("input_ids", "attention_mask")]
+            ids = decode(policy, *rows_of, settings, samples=len(batch) * count)
             texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
             new = [
                 {"prompt": prompt, "responses": texts[i * count : (i + 1) * count]} for i, prompt in enumerate(batch)

@@ -1,19 +1,23 @@
 """How a rollout is sampled: each prompt is read once, and its greedy reference is written beside its samples.
 
 TRL's trainer decodes a row a response. Rows of a prompt repeat its reading G times, and a second decoding for the
-greedy references repeats every step of the first. Here both are one `generate`.
+greedy references repeats every step of the first. Here both are one `generate`, for best-of-n too.
 
 Legend: B rows, P prompt tokens, V vocabulary.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationMixin, LogitsProcessor
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trl import GRPOTrainer
+
+from reward.draws import inverse_cdf, only, warpers
+from reward.errors import NonFiniteLossError
 
 
 def samples_here(trainer: GRPOTrainer) -> bool:
@@ -29,41 +33,69 @@ def samples_here(trainer: GRPOTrainer) -> bool:
 
 @contextmanager
 def together(model: GenerationMixin, samples: int, share: bool) -> Iterator[None]:
-    """While active, `model.generate` writes the rows from number `samples` on greedily, and with `share` reads rows
-    that are equal once.
-    """
-    generate = model.generate
+    """While active, `model.generate` is `decode`."""
 
-    def generate_together(input_ids: Tensor, attention_mask: Tensor, **settings) -> Tensor:
-        if share and input_ids.size(1) > 1 and _keeps_everything(model):
-            settings["past_key_values"] = _read_once(model, input_ids, attention_mask)
-        return generate(
-            input_ids=input_ids, attention_mask=attention_mask, logits_processor=[_GreedyFrom(samples)], **settings
-        )
+    def generate(input_ids: Tensor, attention_mask: Tensor, generation_config: GenerationConfig) -> Tensor:
+        return decode(model, input_ids, attention_mask, generation_config, samples=samples, share=share)
 
-    model.generate = generate_together
+    model.generate = generate
     try:
         yield
     finally:
         del model.generate
 
 
-class _GreedyFrom(LogitsProcessor):
-    """Leaves the rows from number `first` on their most likely token alone, which sampling must then take."""
+def decode(
+    model: GenerationMixin, ids: Tensor, mask: Tensor, settings: GenerationConfig, *, samples: int, share: bool = True
+) -> Tensor:
+    """Prompts (B, P), padded on the left, with what `model` answers: (B, P + T).
 
-    def __init__(self, first: int):
-        self.first = first
+    Args:
+        settings: temperature, top_k, top_p and min_p of the samples; limits and special tokens as transformers reads
+            them.
+        samples: the rows that are drawn, the first; the others are greedy.
+        share: whether rows that are equal are read once.
+
+    Raises:
+        NonFiniteLossError: a logit is NaN or infinite.
+    """
+    past = {"past_key_values": _read_once(model, ids, mask)} if share and _can_share(model, ids) else {}
+    greedy = copy(settings)
+    greedy.update(do_sample=False, temperature=1.0, top_k=None, top_p=None, min_p=None)
+    return type(model).generate(
+        model,
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=greedy,
+        logits_processor=[_Draw(samples, settings)],
+        **past,
+    )
+
+
+class _Draw(LogitsProcessor):
+    """Leaves each of the first `samples` rows one token, drawn; the others have their most likely one, as they are.
+
+    transformers' own sampling (`torch.multinomial`) draws a number for every token of the vocabulary; here a row takes
+    one (docs/benchmarks.md).
+    """
+
+    def __init__(self, samples: int, settings: GenerationConfig):
+        self.samples = samples
+        self.warp = warpers(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # (B, V)
-        rows = scores[self.first :]
-        scores[self.first :] = torch.full_like(rows, -torch.inf).scatter_(1, rows.argmax(1, keepdim=True), 0.0)
+        if not scores.amax(-1).isfinite().all():
+            raise NonFiniteLossError("the policy's logits are NaN or infinite while it responds, so nothing is sampled")
+        drawn = self.warp(input_ids[: self.samples], scores[: self.samples])
+        uniforms = torch.rand(len(drawn), dtype=torch.float64, device=drawn.device)
+        scores[: self.samples] = only(inverse_cdf(drawn, uniforms), drawn)
         return scores
 
 
-def _keeps_everything(model: GenerationMixin) -> bool:
-    """Whether what every layer keeps of the past is keys and values a row."""
+def _can_share(model: GenerationMixin, ids: Tensor) -> bool:
+    """Whether what every layer keeps of the past is keys and values a row, and there is a past."""
     layers = DynamicCache(config=model.config.get_text_config()).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return ids.size(1) > 1 and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def _read_once(model: GenerationMixin, ids: Tensor, mask: Tensor) -> DynamicCache:

@@ -69,6 +69,17 @@ def save_toy_model(folder: Path, chat: bool = False, seed: int = 0, hidden: int 
     return folder
 
 
+def save_sharp_model(folder: Path) -> str:
+    """A policy whose likeliest token depends on the prompt."""
+    tokenizer = toy_tokenizer(chat=True)
+    config = toy_model(tokenizer).config
+    config.tie_word_embeddings, config.initializer_range = False, 0.5
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def toy_rows(count: int, seed: int) -> list[dict]:
     """Preferences whose chosen response holds a good word and the rejected one a bad word; lengths differ."""
     rng = random.Random(seed)

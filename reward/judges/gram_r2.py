@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import GenerationConfig
-from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
+from reward.draws import inverse_cdf, only, warpers
 from reward.encoding import Encoded, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.gram import load_encoder, load_model
@@ -244,8 +244,7 @@ class Choose:
         self.noise = noise
         self.prompt_tokens = prompt_tokens
         self.greedy = sampling.temperature == 0
-        self.warpers = [] if sampling.temperature in (0, 1) else [TemperatureLogitsWarper(float(sampling.temperature))]
-        self.warpers += [] if sampling.top_p == 1 else [TopPLogitsWarper(sampling.top_p)]
+        self.warp = warpers(sampling.temperature or 1.0, top_p=sampling.top_p)
         self.broken = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -254,20 +253,5 @@ class Choose:
         scores = scores.float().masked_fill(broken[:, None], 0.0)
         if self.greedy:
             return scores
-        for warp in self.warpers:
-            scores = warp(input_ids, scores)
-        tokens = inverse_cdf(scores, self.noise[:, input_ids.shape[1] - self.prompt_tokens])
-        return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
-
-
-def inverse_cdf(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The token (R,) of each row of logits (R, V) at which the cumulative probability passes the row's uniform number.
-
-    Token t is chosen for uniforms in [P(tokens before t), P(tokens up to t)). In float64: summed over 150,000 tokens,
-    float32 would move the edges by more than a rare token's probability.
-    """
-    below = scores.double().softmax(-1).cumsum(-1)  # (R, V)
-    total = below[:, -1:].contiguous()
-    chosen = torch.searchsorted(below, uniforms.double()[:, None] * total, right=True)
-    last = torch.searchsorted(below, total)  # of the tokens with any probability, where rounding reaches the end
-    return torch.minimum(chosen, last).squeeze(-1)
+        scores = self.warp(input_ids, scores)
+        return only(inverse_cdf(scores, self.noise[:, input_ids.shape[1] - self.prompt_tokens]), scores)

@@ -10,11 +10,12 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from transformers import GenerationConfig
 
 from reward.encoding import JudgeConfig
 from reward.errors import GramError
 from tests.conftest import REPOSITORY
-from tests.gram_toys import TOPICS, save_toy_model, write_rows
+from tests.gram_toys import TOPICS, save_sharp_model, save_toy_model, write_rows
 
 BREVITY = ["--reward", "rule", "--reward_rule", "reward.rules:LengthPenalty"]
 BREVITY += ["--reward_rule_arguments", '{"limit": 1, "unit": "characters"}']
@@ -52,6 +53,34 @@ def run(monkeypatch):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_samples_are_the_policys_own_whatever_its_folder_says_of_decoding(run, toys, tmp_path):
+    """Some hub models bring penalties and filters for chatting; the KL bound is to the distribution without them."""
+    shutil.copytree(toys / "policy", tmp_path / "policy")
+    bent = GenerationConfig.from_pretrained(tmp_path / "policy")
+    bent.update(do_sample=True, repetition_penalty=1e6, top_k=1, top_p=0.1, min_p=1.0, temperature=0.1)
+    bent.save_pretrained(tmp_path / "policy")
+    words = ["--dataset", toys / "prompts.jsonl", "--num_samples", 4, "--max_completion_length", 24, *BREVITY]
+    for policy, out in ((toys / "policy", "plain"), (tmp_path / "policy", "bent")):
+        run("--model_name_or_path", policy, "--output_dir", tmp_path / out, *words)
+    plain, bent = (lines(tmp_path / out / "samples.jsonl") for out in ("plain", "bent"))
+    assert all(len(set(row["responses"])) == 4 for row in plain), "each sample is drawn"
+    assert [row["responses"] for row in bent] == [row["responses"] for row in plain]
+
+
+def test_each_prompt_keeps_its_own_samples(run, toys, tmp_path):
+    """Nearly without chance, and by a policy that tells prompts apart: a batch says what each prompt gets alone."""
+    words = ["--model_name_or_path", save_sharp_model(tmp_path / "policy"), "--temperature", 1e-4, *BREVITY]
+    words += ["--num_samples", 3, "--max_completion_length", 8]
+    rows = lines(toys / "prompts.jsonl")[:4]
+    run("--dataset", write_rows(tmp_path / "all.jsonl", rows), "--output_dir", tmp_path / "all", *words)
+    together = [row["responses"] for row in lines(tmp_path / "all" / "samples.jsonl")]
+    for number, (row, responses) in enumerate(zip(rows, together, strict=True)):
+        run("--dataset", write_rows(tmp_path / "one.jsonl", [row]), "--output_dir", tmp_path / f"{number}", *words)
+        assert lines(tmp_path / f"{number}" / "samples.jsonl")[0]["responses"] == responses
+        assert len(set(responses)) == 1
+    assert len({responses[0] for responses in together}) > 2
 
 
 def test_samples_are_picked_and_the_curve_is_exact(run, toys, tmp_path):

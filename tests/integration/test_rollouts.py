@@ -8,15 +8,17 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 from trl.trainer import grpo_trainer
 
+from reward.draws import warpers
+from reward.errors import NonFiniteLossError
 from rlhf import rollouts
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.ppo import PPOTrainer
 from rlhf.ppo_config import PPOConfig
-from rlhf.rollouts import samples_here, together
-from tests.gram_toys import save_toy_model, toy_model, toy_tokenizer
+from rlhf.rollouts import decode, samples_here, together
+from tests.gram_toys import save_sharp_model, save_toy_model, toy_model, toy_tokenizer
 from tests.ppo_toys import PROMPTS, Judged, count_e
 from tests.unit.test_packing import make
 
@@ -44,16 +46,7 @@ def rows(prompts=PROMPTS):
 
 def test_continuous_batching_samples_what_each_prompt_would_get_alone(tmp_path):
     """TRL takes its results in the order in which they come; a mix-up would give scores to other prompts' texts."""
-    tokenizer, seen = toy_tokenizer(chat=True), []
-    config = toy_model(tokenizer).config
-    config.tie_word_embeddings, config.initializer_range = (
-        False,
-        0.5,
-    )  # so that the likeliest token depends on the prompt
-    torch.manual_seed(0)
-    policy = str(tmp_path / "policy")
-    LlamaForCausalLM(config).save_pretrained(policy)
-    tokenizer.save_pretrained(policy)
+    policy, seen = save_sharp_model(tmp_path / "policy"), []
     for continuous in (False, True):
         backend = Judged(count_e)
         args = JudgedGRPOConfig(
@@ -103,10 +96,19 @@ def test_equal_prompts_are_read_once_where_that_can_be(family, tokens, share, mo
     monkeypatch.setattr(rollouts, "_read_once", lambda *args: reads.append(args) or read_once(*args))
     model = make(family)
     ids = torch.tensor([[5, 6, 7, 8][:tokens]] * 2 + [[9, 10, 11, 12][:tokens]])
-    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "min_new_tokens": 4, "pad_token_id": 0}
-    greedy = model.generate(input_ids=ids, do_sample=False, **settings)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    settings = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": 4,
+        "min_new_tokens": 4,
+        "pad_token_id": 0,
+    }
+    greedy = model.generate(**inputs, generation_config=GenerationConfig(do_sample=False, **settings))
     with torch.no_grad(), together(model, samples=0, share=share):
-        assert torch.equal(model.generate(input_ids=ids, do_sample=True, **settings), greedy)
+        sampling = GenerationConfig(do_sample=True, **settings)
+        assert torch.equal(model.generate(**inputs, generation_config=sampling), greedy)
     assert len(reads) == (family == "llama" and tokens > 1 and share)
 
 
@@ -244,17 +246,6 @@ class Counted:
         self.read.append(tuple(output.last_hidden_state.shape[:2]))
 
 
-def sharp_policy(folder):
-    """A policy whose likeliest token depends on the prompt."""
-    tokenizer = toy_tokenizer(chat=True)
-    config = toy_model(tokenizer).config
-    config.tie_word_embeddings, config.initializer_range = False, 0.5
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 def ppo(policy, output_dir, prompts, **settings):
     args = PPOConfig(output_dir=str(output_dir), **{**SETTINGS, **settings})
     data = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
@@ -268,7 +259,7 @@ def test_greedy_references_are_written_beside_the_samples_and_each_prompt_is_rea
     decoding of its own gives.
     """
     prompts = [*PROMPTS, "Say something about the sea and the wind", "x"]
-    trainer = ppo(sharp_policy(tmp_path / "policy"), tmp_path, prompts, num_generations=2, temperature=3.0)
+    trainer = ppo(save_sharp_model(tmp_path / "policy"), tmp_path, prompts, num_generations=2, temperature=3.0)
     rows = [prompt for prompt in PROMPTS for _ in range(2)]
     alone = trainer.rollout.references.current(PROMPTS)
     counted = Counted(trainer.model)
@@ -286,7 +277,7 @@ def test_greedy_references_are_written_beside_the_samples_and_each_prompt_is_rea
 def test_what_is_sampled_does_not_depend_on_how_often_its_prompt_is_read(tmp_path, monkeypatch):
     """The likeliest of each token, from shared readings of prompts of many lengths: what each prompt gets alone."""
     prompts = ["x", "Tell me about rain", "Say something about the sea and the wind, and then about the hills " * 3]
-    trainer = ppo(sharp_policy(tmp_path / "policy"), tmp_path, prompts * 4, num_generations=2, temperature=1e-4)
+    trainer = ppo(save_sharp_model(tmp_path / "policy"), tmp_path, prompts * 4, num_generations=2, temperature=1e-4)
     texts = trainer._generate([prompt for prompt in prompts for _ in range(2)])[3]
     greedy = trainer.rollout.references.current(prompts)
     monkeypatch.setattr("rlhf.judged.samples_here", lambda trainer: False)
@@ -297,7 +288,43 @@ def test_what_is_sampled_does_not_depend_on_how_often_its_prompt_is_read(tmp_pat
 
 @pytest.mark.parametrize("settings", [{"generation_kwargs": {"do_sample": True}}, {"cache_implementation": "static"}])
 def test_settings_of_the_users_own_are_decoded_as_trl_does(tmp_path, settings):
-    trainer = ppo(sharp_policy(tmp_path / "policy"), tmp_path, PROMPTS * 2, **settings)
+    trainer = ppo(save_sharp_model(tmp_path / "policy"), tmp_path, PROMPTS * 2, **settings)
     counted = Counted(trainer.model)
     trainer._generate(PROMPTS)
     assert counted.read[0][0] == 4 and {rows for rows, _ in counted.read} == {4}
+
+
+@pytest.mark.parametrize("warped", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.1}])
+def test_samples_have_the_distribution_that_the_settings_ask_for_and_the_rest_is_greedy(warped):
+    """Against transformers' own softmax after its own changes; what the model brings of its own bends nothing."""
+    tokenizer = toy_tokenizer()
+    model = toy_model(tokenizer)
+    model.lm_head.weight.data *= 3.0  # a few likely tokens
+    model.generation_config = GenerationConfig(min_p=1.0, top_k=1, temperature=0.01, do_sample=True)
+    count = 4_000
+    settings = GenerationConfig(
+        **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **warped}, do_sample=True, max_new_tokens=1, pad_token_id=0
+    )
+    prompts = torch.tensor([[20, 21, 22]]).expand(count + 50, -1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        said = decode(model, prompts, torch.ones_like(prompts), settings, samples=count)[:, 3]
+        logits = model(prompts[:1]).logits[:, -1].float()
+    assert said[count:].eq(logits.argmax()).all()
+    expected = warpers(settings.temperature, settings.top_k, settings.top_p, settings.min_p)(None, logits).softmax(-1)[
+        0
+    ]
+    found = said[:count].bincount(minlength=len(expected)) / count
+    often = expected > 0.005
+    errors = (expected * (1 - expected) / count).sqrt()
+    assert ((found - expected).abs() <= 4.5 * errors)[often].all()
+    assert often.sum() > 1 and expected[often].max() < 0.9
+    assert (found[expected == 0] == 0).all()
+
+
+def test_a_policy_whose_logits_are_no_numbers_stops():
+    model = toy_model(toy_tokenizer())
+    model.lm_head.weight.data[7] = torch.nan
+    ids = torch.tensor([[20, 21, 22]])
+    with torch.no_grad(), pytest.raises(NonFiniteLossError, match="logits"):
+        decode(model, ids, torch.ones_like(ids), GenerationConfig(temperature=1.0, top_k=0, top_p=1.0), samples=1)

@@ -7,15 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from reward.backends import PairwiseReward
 from reward.cache import Cached, JudgmentStore
 from reward.encoding import JudgeConfig, JudgeEncoder
 from reward.errors import ContextTooShortError, SettingsError
 from reward.judges.gram import GramJudge, load_encoder
-from reward.judges.gram_r2 import Choose, GramR2Judge, inverse_cdf
+from reward.judges.gram_r2 import Choose, GramR2Judge
 from reward.judges.votes import Sampling, read_sample, reparsed, sample_seed, vote
 from reward.judges.wrappers import BothOrders
 from reward.metrics import means
@@ -42,44 +40,6 @@ def texts(judgment: Judgment) -> list[str]:
 
 
 # --- choosing tokens --------------------------------------------------------------------------------------------------
-
-
-def test_the_token_at_which_the_sum_passes_the_number_is_chosen():
-    scores = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).log()  # edges at .2, .2, .7, 1
-    for uniform, token in [(0.0, 0), (0.19, 0), (0.21, 2), (0.69, 2), (0.71, 3), (1 - 2**-53, 3)]:
-        assert inverse_cdf(scores, torch.tensor([uniform], dtype=torch.float64)).item() == token
-
-
-@given(
-    st.lists(st.one_of(st.just(-math.inf), st.floats(-60, 60)), min_size=1, max_size=40).filter(
-        lambda scores: max(scores) > -math.inf
-    ),
-    st.one_of(st.just(0.0), st.just(1 - 2**-53), st.floats(0, 1, exclude_max=True)),
-)
-def test_a_token_without_probability_is_never_chosen(scores, uniform):
-    chosen = inverse_cdf(torch.tensor([scores]), torch.tensor([uniform], dtype=torch.float64)).item()
-    assert scores[chosen] > -math.inf
-
-
-def test_rounding_at_the_end_chooses_the_last_token_with_probability():
-    scores = torch.cat([torch.randn(2_000, 50, generator=torch.manual_seed(0)), torch.full((2_000, 3), -math.inf)], -1)
-    chosen = inverse_cdf(scores, torch.ones(2_000, dtype=torch.float64))  # what rounding may make of one
-    assert chosen.max() <= 49
-
-
-def test_rows_choose_by_their_own_numbers():
-    scores = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]]).log()
-    assert inverse_cdf(scores, torch.tensor([0.4, 0.6, 0.6])).tolist() == [0, 1, 0]
-
-
-def test_rare_tokens_of_a_large_vocabulary_are_chosen_as_often_as_they_should():
-    scores = torch.zeros(1, 150_000)
-    scores[0, 0] = 12.0  # 52 % of the probability; every other token has 3.2e-6
-    for token in (1, 70_000, 149_999):
-        weights = scores[0].double().exp()
-        edges = (weights.cumsum(-1) / weights.sum())[token - 1 : token + 1]
-        inside = edges[0] + (edges[1] - edges[0]) * torch.tensor([0.001, 0.5, 0.999], dtype=torch.float64)
-        assert inverse_cdf(scores.expand(3, -1), inside).tolist() == [token] * 3
 
 
 @pytest.mark.parametrize(
