@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from accelerate.logging import get_logger
 from trl import GRPOTrainer
 
-from reward.errors import ExplodingKLError, NonFiniteLossError
+from reward.errors import ExplodingKLError, NonFiniteLossError, SettingsError
 from rlhf.checkpoint import last_whole
 
 _LEAST_SPREAD = 1e-3  # of the largest score's size; float16 tells apart 2^-10 of it
@@ -42,6 +42,13 @@ def require_near(trainer: GRPOTrainer, kl: float, unit: str) -> None:
             f"the KL to the initial policy is {kl:.4g} nats a {unit} at step {trainer.state.global_step}, above "
             f"--max_kl {limit}. {_way_back(trainer)}, with a higher KL coefficient or a lower --learning_rate."
         )
+
+
+def refuse_images(inputs: Mapping[str, object]) -> None:
+    """Raises SettingsError: a model's `inputs` beside tokens and their mask are not all None, so they are of images."""
+    given = sorted(name for name, value in inputs.items() if value is not None)
+    if given:
+        raise SettingsError(f"the prompts hold images ({', '.join(given)}), which no reward here reads: leave them out")
 
 
 def _way_back(trainer: GRPOTrainer) -> str:

@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from reward.errors import SettingsError
+from rlhf.guards import refuse_images
 from rlhf.packing import in_lines, inner_model, row_a_line
 
 # Tokens and vocabulary of a tile: 8 MiB of logits, which are written and read ten times. With 4,096 x 32,768, TRL's, a
@@ -41,9 +41,7 @@ def response_logps(
     Raises:
         SettingsError: the prompts hold images, which no reward here reads.
     """
-    given = sorted(name for name, value in of_images.items() if value is not None)
-    if given:
-        raise SettingsError(f"the prompts hold images ({', '.join(given)}), which no reward here reads: leave them out")
+    refuse_images(of_images)
     parts = []
     for part, kept in zip(ids.split(batch_size or len(ids)), mask.split(batch_size or len(ids)), strict=True):
         # How evenly experts are used is counted over tokens, which only a mask tells from cells without one.

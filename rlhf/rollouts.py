@@ -18,6 +18,7 @@ from trl import GRPOTrainer
 
 from reward.draws import inverse_cdf, only, warpers
 from reward.errors import NonFiniteLossError
+from rlhf.guards import refuse_images
 
 
 def samples_here(trainer: GRPOTrainer) -> bool:
@@ -33,9 +34,14 @@ def samples_here(trainer: GRPOTrainer) -> bool:
 
 @contextmanager
 def together(model: GenerationMixin, samples: int, share: bool) -> Iterator[None]:
-    """While active, `model.generate` is `decode`."""
+    """While active, `model.generate` is `decode`.
 
-    def generate(input_ids: Tensor, attention_mask: Tensor, generation_config: GenerationConfig) -> Tensor:
+    Raises:
+        SettingsError: it is given images, which no reward here reads.
+    """
+
+    def generate(input_ids: Tensor, attention_mask: Tensor, generation_config: GenerationConfig, **images) -> Tensor:
+        refuse_images(images)
         return decode(model, input_ids, attention_mask, generation_config, samples=samples, share=share)
 
     model.generate = generate

@@ -106,6 +106,20 @@ def test_both_ppo_trainers_do_the_same_work(tmp_path):
 
 
 @requires_shared
+def test_decoding_writes_as_many_responses_on_every_side(tmp_path):
+    words = ("--samples", 1, 3, "--prompts", 2, "--response_tokens", 4, "--rounds", 2, "--output_dir", tmp_path)
+    output = benchmark("decoding", *TINY, *words)
+    rows = table(tmp_path, "decoding")
+    sides = {(row["samples"], row["side"], row["round"]) for row in rows}
+    assert len(rows) == len(sides) == 2 * 3 * 2
+    assert all(
+        float(row["responses_per_second"]) * float(row["seconds"]) == pytest.approx(2 * int(row["samples"]), rel=0.01)
+        for row in rows
+    )
+    assert "3 samples a prompt, decode: " in output
+
+
+@requires_shared
 def test_grpo_overhead_compares_the_same_rollouts(tmp_path):
     size = ("--responses", 8, "--response_tokens", 4, "--rollouts", 1, "--rounds", 1)
     output = benchmark("grpo_overhead", "--shape", *TINY, *size, "--output_dir", tmp_path)

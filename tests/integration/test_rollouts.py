@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from trl.trainer import grpo_trainer
 
 from reward.draws import warpers
-from reward.errors import NonFiniteLossError
+from reward.errors import NonFiniteLossError, SettingsError
 from rlhf import rollouts
 from rlhf.grpo import JudgedGRPOConfig, JudgedGRPOTrainer
 from rlhf.ppo import PPOTrainer
@@ -84,6 +84,12 @@ def test_generate_is_the_models_own_again_afterwards():
     with together(model, samples=1, share=True):
         assert "generate" in vars(model)
     assert "generate" not in vars(model)
+
+
+def test_images_are_refused_before_they_are_decoded():
+    model, ids = toy_model(toy_tokenizer()), torch.tensor([[20, 21]])
+    with together(model, samples=1, share=True), pytest.raises(SettingsError, match=r"images \(pixel_values\)"):
+        model.generate(ids, ids, generation_config=GenerationConfig(), pixel_values=torch.zeros(1))
 
 
 @pytest.mark.parametrize(

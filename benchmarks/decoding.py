@@ -1,0 +1,113 @@
+# python benchmarks/decoding.py
+"""Responses per second of `rlhf.rollouts.decode`, which best-of-n and rollouts sample with, against transformers' own
+`generate(do_sample=True, num_return_sequences=N)`.
+
+One Llama of random weights, float32, real prompts, N samples of each, the same number of tokens on both sides; sides
+take turns. `decode` reads a prompt once, not N times, and draws a token with one random number a row, not with one for
+every token of the vocabulary; greedy decoding stands beside them as the floor of drawing. Rows of other models in
+decoding.csv are kept and drawn with the new ones; decoding.png.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+from step_parts import ROOT, add_shape, commit, merge_csv, real_prompts, save_policy
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from rlhf.rollouts import decode
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SIDES = {"decode": "#1b6ca8", "transformers": "#999999", "greedy": "#d9a93a"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shape(parser)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--prompt_tokens", type=int, default=128, help="of the longest prompt")
+    parser.add_argument("--response_tokens", type=int, default=32)
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16], help="of a prompt")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    models = f"{arguments.layers} layers of {arguments.hidden}, vocabulary {arguments.vocabulary}"
+    with tempfile.TemporaryDirectory() as folder:
+        save_policy(Path(folder), arguments)
+        policy = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(real_prompts(arguments.prompts, arguments.prompt_tokens), padding=True, return_tensors="pt")
+    rows = []
+    for samples in arguments.samples:
+        run("decode", policy, inputs, samples, 2)  # warms up
+        for number in range(arguments.rounds):
+            for side in SIDES if number % 2 else reversed(SIDES):
+                started = time.perf_counter()
+                ids = run(side, policy, inputs, samples, arguments.response_tokens)
+                seconds = time.perf_counter() - started
+                if ids.shape != (len(inputs.input_ids) * samples, inputs.input_ids.size(1) + arguments.response_tokens):
+                    raise SystemExit(f"{side} gave {tuple(ids.shape)}, other work than what is compared")
+                row = {"models": models, "commit": commit(), "samples": samples, "side": side, "round": number}
+                rows.append(row | {"seconds": seconds, "responses_per_second": len(ids) / seconds})
+        report(samples, [row for row in rows if row["samples"] == samples])
+    rows = merge_csv(arguments.output_dir / "decoding.csv", rows, "models")
+    draw(rows, arguments.output_dir / "decoding.png")
+
+
+@torch.no_grad()
+def run(side: str, policy, inputs, samples: int, tokens: int) -> torch.Tensor:
+    settings = GenerationConfig(
+        do_sample=side != "greedy",
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        num_return_sequences=samples if side == "transformers" else 1,
+    )
+    if side == "transformers":
+        return policy.generate(**inputs, generation_config=settings)
+    ids, mask = (inputs[name].repeat_interleave(samples, dim=0) for name in ("input_ids", "attention_mask"))
+    return decode(policy, ids, mask, settings, samples=0 if side == "greedy" else len(ids))
+
+
+def report(samples: int, rows: list[dict]) -> None:
+    """How many times as fast as transformers' own each side is, of each round."""
+    seconds = {(row["side"], row["round"]): row["seconds"] for row in rows}
+    for side in ("decode", "greedy"):
+        faster = [seconds["transformers", number] / seconds[side, number] for number in {row["round"] for row in rows}]
+        took = statistics.median(row["seconds"] for row in rows if row["side"] == side)
+        spread = f"{statistics.median(faster):.2f} times as fast ({min(faster):.2f} to {max(faster):.2f})"
+        print(f"{samples} samples a prompt, {side}: {took:.2f} s, {spread}", flush=True)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Medians of responses per second against samples a prompt, a panel for each model."""
+    models = list(dict.fromkeys(row["models"] for row in rows))
+    figure, axes = plt.subplots(1, len(models), figsize=(1 + 4 * len(models), 3.2), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], models, strict=True):
+        for side, colour in SIDES.items():
+            own = [row for row in rows if row["models"] == name and row["side"] == side]
+            counts = sorted({int(row["samples"]) for row in own})
+            speeds = [[float(row["responses_per_second"]) for row in own if int(row["samples"]) == n] for n in counts]
+            axis.plot(counts, [statistics.median(each) for each in speeds], "o-", color=colour, label=side)
+            axis.fill_between(
+                counts, *zip(*((min(each), max(each)) for each in speeds), strict=True), color=colour, alpha=0.2
+            )
+        axis.set(title=name, xlabel="samples a prompt", xscale="log", xticks=counts, ylim=(0, None))
+        axis.set_xticks(counts, labels=[str(count) for count in counts])
+        axis.minorticks_off()
+    axes[0][0].set_ylabel("responses per second")
+    axes[0][0].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
