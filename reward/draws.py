@@ -13,6 +13,8 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+_AT_ONCE = 2**21  # logits of a piece in float64, 16 MiB: 64 rows of 151,936 at once took 2.3 times as long
+
 
 def warpers(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float | None = None):
     """transformers' changes to logits (R, V) before a token is drawn, in its order; temperature above 0."""
@@ -29,13 +31,20 @@ def inverse_cdf(scores: Tensor, uniforms: Tensor) -> Tensor:
     Token t is chosen for uniforms in [P(tokens before t), P(tokens up to t)). In float64: summed over 150,000 tokens,
     float32 would move the edges by more than a rare token's probability.
     """
-    below = scores.double().softmax(-1).cumsum(-1)  # (R, V)
+    rows = max(1, _AT_ONCE // scores.size(1))
+    return torch.cat([_passed(*part) for part in zip(scores.split(rows), uniforms.split(rows), strict=True)])
+
+
+def _passed(scores: Tensor, uniforms: Tensor) -> Tensor:
+    below = scores.to(torch.float64, copy=True)  # in place from here on: fresh memory costs more than the sums
+    below -= below.amax(-1, keepdim=True)
+    below.exp_().cumsum_(-1)  # (R, V)
     total = below[:, -1:].contiguous()
     chosen = torch.searchsorted(below, uniforms.double()[:, None] * total, right=True)
     last = torch.searchsorted(below, total)  # of the tokens with any probability, where rounding reaches the end
     return torch.minimum(chosen, last).squeeze(-1)
 
 
-def only(tokens: Tensor, scores: Tensor) -> Tensor:
-    """Logits (R, V) that leave each row one token (R,): the one that a greedy decoding takes."""
-    return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
+def leave_only(tokens: Tensor, scores: Tensor) -> Tensor:
+    """Changes logits (R, V) so that each row has one token (R,) left: the one that a greedy decoding takes."""
+    return scores.fill_(-torch.inf).scatter_(-1, tokens[:, None], 0.0)

@@ -16,7 +16,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, Logits
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trl import GRPOTrainer
 
-from reward.draws import inverse_cdf, only, warpers
+from reward.draws import inverse_cdf, leave_only, warpers
 from reward.errors import NonFiniteLossError
 from rlhf.guards import refuse_images
 
@@ -94,7 +94,7 @@ class _Draw(LogitsProcessor):
             raise NonFiniteLossError("the policy's logits are NaN or infinite while it responds, so nothing is sampled")
         drawn = self.warp(input_ids[: self.samples], scores[: self.samples])
         uniforms = torch.rand(len(drawn), dtype=torch.float64, device=drawn.device)
-        scores[: self.samples] = only(inverse_cdf(drawn, uniforms), drawn)
+        leave_only(inverse_cdf(drawn, uniforms), scores[: self.samples])
         return scores
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from reward.draws import inverse_cdf, only, warpers
+from reward.draws import inverse_cdf, leave_only, warpers
 from reward.encoding import Encoded, JudgeEncoder
 from reward.errors import SettingsError
 from reward.judges.gram import load_encoder, load_model
@@ -254,4 +254,4 @@ class Choose:
         if self.greedy:
             return scores
         scores = self.warp(input_ids, scores)
-        return only(inverse_cdf(scores, self.noise[:, input_ids.shape[1] - self.prompt_tokens]), scores)
+        return leave_only(inverse_cdf(scores, self.noise[:, input_ids.shape[1] - self.prompt_tokens]), scores)
