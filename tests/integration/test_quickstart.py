@@ -119,21 +119,22 @@ def test_rankings_and_policy_evaluation_run_without_models_or_data(small_world, 
     """The policy stands in for a trained one: it beats itself as often as not, and best-of-4 of itself less often."""
     environment = {**os.environ, "GRAM_SMALL_WORLD": small_world}
 
-    def run(recipe, *flags):
-        words = [sys.executable, str(REPOSITORY / "recipes" / recipe), *map(str, flags), "--max_prompts", "24"]
+    def run(recipe, prompts, *flags):
+        words = [sys.executable, str(REPOSITORY / "recipes" / recipe), *map(str, flags), "--max_prompts", str(prompts)]
         done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
-    run("rank_responses.py")
+    run("rank_responses.py", 24)
     rows = [json.loads(line) for line in (tmp_path / "runs" / "rankings.jsonl").read_text().splitlines()]
     assert [sorted(row["order"]) for row in rows] == [[0, 1]] * 24
     policy, *_ = Path(small_world).glob("small_world-*/policy")  # of any state of the code: they are the same
-    run("evaluate_policy.py", "--model_name_or_path", policy, "--best_of", 4, "--output_dir", "out")
+    run("evaluate_policy.py", 64, "--model_name_or_path", policy, "--best_of", 4, "--output_dir", "out")
     gold = json.loads((tmp_path / "out" / "results.json").read_text())["judges"]["gold"]
     assert gold["mean_score"]["best of 4"][0] > gold["mean_score"]["trained"][2]
     assert gold["against"]["best of 4"]["win_rate"][2] < 0.5
-    low, high = gold["against"]["initial"]["win_rate"][1:]
-    assert low < 0.5 < high
+    rate, low, high = gold["against"]["initial"]["win_rate"]
+    assert abs(rate - 0.5) < 4 * 0.5 / 64**0.5, "four standard errors of two samples of one policy"
+    assert low < rate < high
 
 
 @pytest.fixture
