@@ -69,6 +69,7 @@ def sample(model_args: ModelConfig, rows: list[dict], count: int, path: Path, ar
                 "give another --output_dir, or remove the file"
             )
     settings = GenerationConfig(  # no penalty or filter that the model itself may bring: the policy's own distribution
+        do_sample=True,
         temperature=args.temperature,
         top_k=0,
         top_p=1.0,
