@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from step_parts import ROOT, add_shape, commit, merge_csv, real_prompts, save_policy
+from step_parts import ROOT, add_shape, commit, merge_csv, real_prompts, save_policy, shape_name
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlhf.rollouts import decode
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    models = f"{arguments.layers} layers of {arguments.hidden}, vocabulary {arguments.vocabulary}"
+    models = shape_name(arguments)
     with tempfile.TemporaryDirectory() as folder:
         save_policy(Path(folder), arguments)
         policy = AutoModelForCausalLM.from_pretrained(folder)
@@ -100,7 +100,7 @@ def draw(rows: list[dict], path: Path) -> None:
             axis.fill_between(
                 counts, *zip(*((min(each), max(each)) for each in speeds), strict=True), color=colour, alpha=0.2
             )
-        axis.set(title=name, xlabel="samples a prompt", xscale="log", xticks=counts, ylim=(0, None))
+        axis.set(title=name, xlabel="samples a prompt", xscale="log", ylim=(0, None))
         axis.set_xticks(counts, labels=[str(count) for count in counts])
         axis.minorticks_off()
     axes[0][0].set_ylabel("responses per second")

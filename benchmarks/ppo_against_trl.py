@@ -46,6 +46,7 @@ from step_parts import (
     resident,
     save_policy,
     save_reward_model,
+    shape_name,
     split,
     weight_bytes,
 )
@@ -96,7 +97,7 @@ def measure(folder: Path, epochs: int, arguments, memory: dict[str, dict]) -> li
             last = timed[side][-1]
             print(f"{epochs} epochs, {side}: {last['seconds']:.1f} s, {last['cpu_seconds']:.1f} s of CPU", flush=True)
     rows = []
-    models = f"{arguments.layers} layers of {arguments.hidden}, vocabulary {arguments.vocabulary}"
+    models = shape_name(arguments)
     rollout = f"{arguments.responses} x {arguments.response_tokens}, prompts to {arguments.prompt_tokens} tokens"
     for side in SIDES:
         told, first = memory[side], timed[side][0]

@@ -53,6 +53,10 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", type=int, default=50_257, help="GPT-2's, with made-up words beyond its 50,257")
 
 
+def shape_name(shape: argparse.Namespace) -> str:
+    return f"{shape.layers} layers of {shape.hidden}, vocabulary {shape.vocabulary}"
+
+
 def save_tokenizer(folder: Path, vocabulary: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "tokenizers" / "gpt2", padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token

@@ -16,7 +16,9 @@ from transformers.generation import (
 _AT_ONCE = 2**21  # logits of a piece in float64, 16 MiB: 64 rows of 151,936 at once took 2.3 times as long
 
 
-def warpers(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float | None = None):
+def warpers(
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float | None = None
+) -> LogitsProcessorList:
     """transformers' changes to logits (R, V) before a token is drawn, in its order; temperature above 0."""
     wanted = [] if temperature == 1 else [TemperatureLogitsWarper(float(temperature))]
     wanted += [TopKLogitsWarper(top_k)] if top_k else []

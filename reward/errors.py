@@ -37,7 +37,7 @@ class NoVerdictError(GramError, RuntimeError):
 
 
 class NonFiniteLossError(GramError, FloatingPointError):
-    """A loss, a gradient norm or a KL is NaN or infinite."""
+    """A loss, a gradient norm, a KL or a logit that is sampled from is NaN or infinite."""
 
 
 class ExplodingKLError(GramError, RuntimeError):

@@ -3,7 +3,7 @@
 TRL's trainer decodes a row a response. Rows of a prompt repeat its reading G times, and a second decoding for the
 greedy references repeats every step of the first. Here both are one `generate`, for best-of-n too.
 
-Legend: B rows, P prompt tokens, V vocabulary.
+Legend: B rows, P prompt tokens, T new tokens, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -90,8 +90,13 @@ class _Draw(LogitsProcessor):
         self.warp = warpers(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # (B, V)
-        if not scores.amax(-1).isfinite().all():
-            raise NonFiniteLossError("the policy's logits are NaN or infinite while it responds, so nothing is sampled")
+        largest = scores.amax(-1)
+        if not largest.isfinite().all():
+            row = int(largest.isfinite().logical_not().nonzero()[0])
+            raise NonFiniteLossError(
+                f"the largest logit of the policy's response {row} is {largest[row].item()}, so no token can be drawn: "
+                "go back to an earlier checkpoint, in training with a lower --learning_rate"
+            )
         drawn = self.warp(input_ids[: self.samples], scores[: self.samples])
         uniforms = torch.rand(len(drawn), dtype=torch.float64, device=drawn.device)
         leave_only(inverse_cdf(drawn, uniforms), scores[: self.samples])
